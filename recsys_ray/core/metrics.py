@@ -1,0 +1,103 @@
+"""Retrieval metrics as pure functions over ranks. A rank counts from 0 and is the mean rank among ties.
+
+A query has one or more targets; `ranks[t]` is the rank of target t in the full ranking of the catalogue minus what the
+query excludes, infinity when it was not retrieved, and `queries[t]` says which query the target belongs to.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys_ray.core.arrays import FloatArray, IntArray
+
+RankArray = npt.NDArray[np.float64]
+
+
+def mean_ranks(scores: FloatArray, targets: IntArray) -> RankArray:
+    """Rank of one target a row in its row of scores, ties counted at their mean.
+
+    Args:
+        scores: (T, N); minus infinity where an item is excluded or not scored.
+        targets: (T,) the column of each row's target.
+
+    Returns:
+        (T,) from 0; infinity where the target itself has minus infinity.
+    """
+    own = scores[np.arange(len(targets)), targets][:, None]
+    above = (scores > own).sum(1)
+    ties = (scores == own).sum(1) - 1
+    ranks: RankArray = np.where(np.isneginf(own[:, 0]), np.inf, above + ties / 2.0)
+    return ranks
+
+
+def list_ranks(rows: IntArray, scores: FloatArray, targets: IntArray) -> RankArray:
+    """As `mean_ranks`, for targets in candidate lists; a target outside its list has rank infinity.
+
+    Args:
+        rows: (T, K) candidates, padded with -1.
+        scores: (T, K) their scores, best first.
+        targets: (T,) item rows.
+    """
+    hit = rows == targets[:, None]
+    found = hit.any(1)
+    own = np.where(found, np.where(hit, scores, -np.inf).max(1), np.inf)[:, None]
+    above = (scores > own).sum(1)
+    ties = ((scores == own) & (rows >= 0)).sum(1) - 1
+    return np.where(found, above + ties / 2.0, np.inf)
+
+
+def per_query(values: RankArray, queries: IntArray, num_queries: int) -> RankArray:
+    """Sum target values by query, (Q,)."""
+    sums: RankArray = np.bincount(queries, weights=values, minlength=num_queries)
+    return sums
+
+
+def recall(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankArray:
+    """(Q,) share of the query's targets among the first k."""
+    hits = per_query((ranks < k).astype(np.float64), queries, num_queries)
+    return hits / np.maximum(_targets(queries, num_queries), 1)
+
+
+def hit(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankArray:
+    """(Q,) 1 where any target is among the first k."""
+    return (per_query((ranks < k).astype(np.float64), queries, num_queries) > 0).astype(np.float64)
+
+
+def ndcg(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankArray:
+    """(Q,) normalised discounted cumulative gain with binary gains.
+
+    Järvelin and Kekäläinen 2002, log base 2; the ideal ranking puts min(k, targets) targets first.
+    """
+    gains = np.where(ranks < k, 1.0 / np.log2(np.where(np.isfinite(ranks), ranks, 0.0) + 2.0), 0.0)
+    counts = np.minimum(_targets(queries, num_queries), k)
+    ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))])[counts]
+    return per_query(gains, queries, num_queries) / np.maximum(ideal, 1e-12)
+
+
+def mrr(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankArray:
+    """(Q,) reciprocal rank of the query's best target, 0 past k."""
+    best = np.full(num_queries, np.inf)
+    np.minimum.at(best, queries, ranks)
+    return np.where(best < k, 1.0 / (np.where(np.isfinite(best), best, 0.0) + 1.0), 0.0)
+
+
+def coverage(rows: IntArray, k: int, num_items: int) -> float:
+    """Share of the catalogue that appears in anyone's first k, rows (B, K) padded with -1."""
+    shown = np.unique(rows[:, :k])
+    return float((shown >= 0).sum() / max(num_items, 1))
+
+
+METRICS: dict[str, Callable[[RankArray, IntArray, int], RankArray]] = {
+    "recall@10": lambda r, q, n: recall(r, q, n, 10),
+    "hit@10": lambda r, q, n: hit(r, q, n, 10),
+    "ndcg@10": lambda r, q, n: ndcg(r, q, n, 10),
+    "mrr@10": lambda r, q, n: mrr(r, q, n, 10),
+    "recall@20": lambda r, q, n: recall(r, q, n, 20),
+    "ndcg@20": lambda r, q, n: ndcg(r, q, n, 20),
+    "recall@100": lambda r, q, n: recall(r, q, n, 100),
+}
+
+
+def _targets(queries: IntArray, num_queries: int) -> IntArray:
+    return np.bincount(queries, minlength=num_queries).astype(np.int64)

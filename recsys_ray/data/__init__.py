@@ -1,0 +1,1 @@
+"""Raw files in, a clean dataset artifact out: sources, cleaning, splits."""

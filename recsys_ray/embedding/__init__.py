@@ -1,0 +1,1 @@
+"""Backbone features before training, item vectors after it."""

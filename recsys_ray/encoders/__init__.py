@@ -1,0 +1,1 @@
+"""Towers: what turns an item or a history into a unit vector."""

@@ -1,0 +1,1 @@
+"""ANN structure over item vectors, with an exact oracle beside it."""

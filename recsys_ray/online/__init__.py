@@ -1,0 +1,1 @@
+"""State that changes while serving: histories, item log."""
