@@ -25,8 +25,8 @@ def mean_ranks(scores: FloatArray, targets: IntArray) -> RankArray:
         (T,) from 0; infinity where the target itself has minus infinity.
     """
     own = scores[np.arange(len(targets)), targets][:, None]
-    above = (scores > own).sum(1)
-    ties = (scores == own).sum(1) - 1
+    above = (scores > own).sum(1).astype(np.float64)
+    ties = (scores == own).sum(1).astype(np.float64) - 1
     ranks: RankArray = np.where(np.isneginf(own[:, 0]), np.inf, above + ties / 2.0)
     return ranks
 
@@ -44,7 +44,8 @@ def list_ranks(rows: IntArray, scores: FloatArray, targets: IntArray) -> RankArr
     own = np.where(found, np.where(hit, scores, -np.inf).max(1), np.inf)[:, None]
     above = (scores > own).sum(1)
     ties = ((scores == own) & (rows >= 0)).sum(1) - 1
-    return np.where(found, above + ties / 2.0, np.inf)
+    ranks: RankArray = np.where(found, above + ties / 2.0, np.inf)
+    return ranks
 
 
 def per_query(values: RankArray, queries: IntArray, num_queries: int) -> RankArray:
@@ -72,14 +73,16 @@ def ndcg(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankA
     gains = np.where(ranks < k, 1.0 / np.log2(np.where(np.isfinite(ranks), ranks, 0.0) + 2.0), 0.0)
     counts = np.minimum(_targets(queries, num_queries), k)
     ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))])[counts]
-    return per_query(gains, queries, num_queries) / np.maximum(ideal, 1e-12)
+    normalised: RankArray = per_query(gains, queries, num_queries) / np.maximum(ideal, 1e-12)
+    return normalised
 
 
 def mrr(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankArray:
     """(Q,) reciprocal rank of the query's best target, 0 past k."""
     best = np.full(num_queries, np.inf)
     np.minimum.at(best, queries, ranks)
-    return np.where(best < k, 1.0 / (np.where(np.isfinite(best), best, 0.0) + 1.0), 0.0)
+    reciprocal: RankArray = np.where(best < k, 1.0 / (np.where(np.isfinite(best), best, 0.0) + 1.0), 0.0)
+    return reciprocal
 
 
 def coverage(rows: IntArray, k: int, num_items: int) -> float:
