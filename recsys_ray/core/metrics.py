@@ -25,9 +25,10 @@ def mean_ranks(scores: FloatArray, targets: IntArray) -> RankArray:
         (T,) from 0; infinity where the target itself has minus infinity.
     """
     own = scores[np.arange(len(targets)), targets][:, None]
-    above = (scores > own).sum(1).astype(np.float64)
-    ties = (scores == own).sum(1).astype(np.float64) - 1
-    ranks: RankArray = np.where(np.isneginf(own[:, 0]), np.inf, above + ties / 2.0)
+    above: RankArray = np.count_nonzero(scores > own, axis=1).astype(np.float64)
+    ties: RankArray = np.count_nonzero(scores == own, axis=1).astype(np.float64) - 1
+    ranks = above + ties / 2.0
+    ranks[np.isneginf(own[:, 0])] = np.inf
     return ranks
 
 
@@ -42,9 +43,10 @@ def list_ranks(rows: IntArray, scores: FloatArray, targets: IntArray) -> RankArr
     hit = rows == targets[:, None]
     found = hit.any(1)
     own = np.where(found, np.where(hit, scores, -np.inf).max(1), np.inf)[:, None]
-    above = (scores > own).sum(1)
-    ties = ((scores == own) & (rows >= 0)).sum(1) - 1
-    ranks: RankArray = np.where(found, above + ties / 2.0, np.inf)
+    above: RankArray = np.count_nonzero(scores > own, axis=1).astype(np.float64)
+    ties: RankArray = np.count_nonzero((scores == own) & (rows >= 0), axis=1).astype(np.float64) - 1
+    ranks = above + ties / 2.0
+    ranks[~found] = np.inf
     return ranks
 
 
