@@ -52,7 +52,10 @@ class Ragged:
 
     def take(self, rows: IntArray) -> "Ragged":
         """The given rows, in the given order."""
-        return Ragged.of([self[int(row)] for row in rows])
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        shift = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
+        return Ragged(self.values[np.arange(offsets[-1]) + shift], offsets)
 
     def last(self, count: int) -> "Ragged":
         """The last `count` values of each row."""
