@@ -15,8 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := clusters/constraints.txt
 INSTALLED := $(VENV)/.installed-$(FAISS)
-# pip shows its own progress on a terminal; in a log only our lines and its errors.
-PIP = $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check -c $(CONSTRAINTS)
+# pip shows its own progress on a terminal; in a log its errors are enough.
+PIP = $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,-qq) --disable-pip-version-check -c $(CONSTRAINTS)
 # DeepSpeed compiles one small extension at first use; beside the environment it is built once and goes with it.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
