@@ -52,8 +52,7 @@ def list_ranks(rows: IntArray, scores: FloatArray, targets: IntArray) -> RankArr
 
 def per_query(values: RankArray, queries: IntArray, num_queries: int) -> RankArray:
     """Sum target values by query, (Q,)."""
-    sums: RankArray = np.bincount(queries, weights=values, minlength=num_queries)
-    return sums
+    return np.asarray(np.bincount(queries, weights=values, minlength=num_queries), np.float64)
 
 
 def recall(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankArray:
