@@ -52,20 +52,23 @@ class Ragged:
 
     def take(self, rows: IntArray) -> "Ragged":
         """The given rows, in the given order."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        shift = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
-        return Ragged(self.values[np.arange(offsets[-1]) + shift], offsets)
+        rows = np.asarray(rows, np.int64)
+        return self._slices(self.offsets[rows], self.lengths[rows])
 
     def last(self, count: int) -> "Ragged":
         """The last `count` values of each row."""
-        return Ragged.of([self[row][-count:] if count else self[row][:0] for row in range(len(self))])
+        kept = np.minimum(self.lengths, count)
+        return self._slices(self.offsets[1:] - kept, kept)
 
     def padded(self, width: int, fill: int = -1) -> IntArray:
         """(B, width): the last `width` values of each row, right-aligned after `fill`."""
         out = np.full((len(self), width), fill, np.int64)
-        for row in range(len(self)):
-            tail = self[row][-width:] if width else self[row][:0]
-            if len(tail):
-                out[row, width - len(tail) :] = tail
+        kept = self.last(width)
+        column = width - kept.lengths[kept.row_of_value] + np.arange(len(kept.values)) - kept.offsets[kept.row_of_value]
+        out[kept.row_of_value, column] = kept.values
         return out
+
+    def _slices(self, starts: IntArray, lengths: IntArray) -> "Ragged":
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return Ragged(self.values[places], offsets)

@@ -1,0 +1,171 @@
+"""The dataset artifact as later stages see it: catalogue, users, events, and folds to train and evaluate on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys_ray.core import schema
+from recsys_ray.core.arrays import BoolArray, IntArray, Ragged
+from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.core.events import Events
+from recsys_ray.core.ids import IdMap
+from recsys_ray.core.schema import Fields
+from recsys_ray.data.split import TEST, TRAIN, VALIDATION, VALIDATION_REPEAT, PartArray
+
+FOLDS_FILE = "folds.parquet"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Q evaluation queries of one fold and part.
+
+    Attributes:
+        users: (Q,) user rows.
+        history: (Q) item rows that the query may use, oldest first; for test, train and validation events.
+        exclude: (Q) item rows masked from the ranking: all items of the history. A target that repeats in its own
+            history becomes a miss, as published protocols have it.
+        items: (Q) target item rows, at least one each.
+        new_users: (Q,) users without an event in the fold's train.
+    """
+
+    users: IntArray
+    history: Ragged
+    exclude: Ragged
+    items: Ragged
+    new_users: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split of the events. Everything fitted for `validation` sees `train` only."""
+
+    train: Events
+    train_validation: Events
+    validation: Targets
+    test: Targets
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All of a dataset artifact.
+
+    Attributes:
+        items: One row an item, in row order: item_id, the original fields, the derived columns of `core.schema`.
+            `_numeric` is there only when there are numeric fields.
+        users: One row a user, in row order: user_id, `_tokens`, the original fields.
+        item_ids: Item ids and rows.
+        user_ids: User ids and rows.
+        fields: What each catalogue field is used for.
+        events: All events.
+        folds: One for leave_one_out and given, `split.cuts` for global_time.
+    """
+
+    items: pa.Table
+    users: pa.Table
+    item_ids: IdMap
+    user_ids: IdMap
+    fields: Fields
+    events: Events
+    folds: tuple[Fold, ...]
+
+    @property
+    def user_tokens(self) -> IntArray:
+        """(U, T) attribute tokens of the users, padded on the right with 0; T is 0 when users have no attributes."""
+        tokens = _ragged(self.users.column(schema.TOKENS))
+        padded = np.zeros((len(tokens), int(tokens.lengths.max(initial=0))), np.int64)
+        column = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
+        padded[tokens.row_of_value, column] = tokens.values
+        return padded
+
+
+def load_dataset(artifact: Artifact) -> Dataset:
+    """Read a dataset artifact into memory.
+
+    Raises:
+        ArtifactError: When its files do not fit together.
+    """
+    items = _with_absolute_pictures(pq.read_table(artifact.file(schema.ITEMS_FILE)), artifact.path)
+    users = pq.read_table(artifact.file(schema.USERS_FILE))
+    item_ids = IdMap(items.column(schema.ITEM_ID).to_pylist())
+    user_ids = IdMap(users.column(schema.USER_ID).to_pylist())
+    events = _read_events(artifact.file(schema.EVENTS_FILE), user_ids, item_ids)
+    parts = pq.read_table(artifact.file(FOLDS_FILE))
+    if parts.num_rows != len(events):
+        raise ArtifactError(f"{artifact.path}: {parts.num_rows} fold entries for {len(events)} events: prepare again")
+    return Dataset(
+        items=items,
+        users=users,
+        item_ids=item_ids,
+        user_ids=user_ids,
+        fields=Fields.load(artifact.file(schema.FIELDS_FILE)),
+        events=events,
+        folds=tuple(fold_of(events, column.to_numpy()) for column in parts.columns),
+    )
+
+
+def fold_of(events: Events, part: PartArray) -> Fold:
+    """The fold in which event e is `part[e]`, see `data.split`."""
+    train = events.where(part == TRAIN)
+    train_validation = events.where(np.isin(part, (TRAIN, VALIDATION, VALIDATION_REPEAT)))
+    return Fold(
+        train=train,
+        train_validation=train_validation,
+        validation=_targets(events.where(part == VALIDATION), train, train),
+        test=_targets(events.where(part == TEST), train_validation, train),
+    )
+
+
+def _targets(targets: Events, history: Events, train: Events) -> Targets:
+    users = np.flatnonzero(np.diff(targets.offsets))
+    known = history.histories.take(users)
+    return Targets(
+        users=users,
+        history=known,
+        exclude=known,
+        items=targets.histories.take(users),
+        new_users=np.diff(train.offsets)[users] == 0,
+    )
+
+
+def _read_events(path: Path, user_ids: IdMap, item_ids: IdMap) -> Events:
+    table = pq.read_table(path, read_dictionary=[schema.USER_ID, schema.ITEM_ID])
+    users = _rows(table.column(schema.USER_ID), user_ids)
+    items = _rows(table.column(schema.ITEM_ID), item_ids)
+    if (users < 0).any() or (items < 0).any() or (np.diff(users) < 0).any():
+        raise ArtifactError(f"{path}: its events do not fit the user and item tables beside it: prepare again")
+    counts = np.bincount(users, minlength=len(user_ids))
+    return Events(
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]).astype(np.int64),
+        items=items,
+        timestamps=table.column(schema.TIMESTAMP).to_numpy(),
+        weights=table.column(schema.WEIGHT).to_numpy(),
+        num_items=len(item_ids),
+    )
+
+
+def _rows(column: pa.ChunkedArray, ids: IdMap) -> IntArray:
+    parts = [np.zeros(0, np.int64)]
+    parts += [ids.rows_of_column(chunk.dictionary)[chunk.indices.to_numpy()] for chunk in column.chunks]
+    return np.concatenate(parts)
+
+
+def _with_absolute_pictures(items: pa.Table, directory: Path) -> pa.Table:
+    """Pictures that came as bytes lie inside the artifact; their stored paths are relative to it."""
+    column = items.column(schema.IMAGE)
+    inside = pc.starts_with(column, "images/")
+    moved = pc.binary_join_element_wise(str(directory.resolve()), column, "/")
+    return items.set_column(items.column_names.index(schema.IMAGE), schema.IMAGE, pc.if_else(inside, moved, column))
+
+
+def _ragged(column: pa.ChunkedArray) -> Ragged:
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    values = pc.list_flatten(column).to_numpy().astype(np.int64)
+    return Ragged(values, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
