@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys_ray.core.arrays import FloatArray, IntArray
+from recsys_ray.index.topk import top_k_columns
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,11 @@ def top_k(scores: FloatArray, k: int) -> Candidates:
         scores: (B, N).
         k: How many; the result is (B, k) also when k > N.
     """
-    num_queries, num_items = scores.shape
-    width = min(k, num_items)
-    result = Candidates.empty(num_queries, k)
-    if width == 0:
-        return result
-    part = np.argpartition(-scores, width - 1, axis=1)[:, :width] if width < num_items else None
-    columns = np.broadcast_to(np.arange(num_items), scores.shape) if part is None else np.sort(part, axis=1)
-    best = np.take_along_axis(scores, columns, 1)
-    order = np.argsort(-best, axis=1, kind="stable")
-    rows = np.take_along_axis(columns, order, 1).astype(np.int64)
-    values = np.take_along_axis(best, order, 1).astype(np.float32)
-    result.rows[:, :width] = np.where(np.isneginf(values), -1, rows)
-    result.scores[:, :width] = values
-    return result
+    return Candidates(*top_k_columns(scores, k))
+
+
+def concatenate(parts: list[Candidates]) -> Candidates:
+    """The lists of several batches, one after the other; all of the same width."""
+    return Candidates(
+        np.concatenate([part.rows for part in parts]), np.concatenate([part.scores for part in parts])
+    )

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.index import exact
+from recsys_ray.index.exact import ExactIndex
+from recsys_ray.index.spec import load_index
+
+
+def unit(rows: int, dim: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_excluded_and_forbidden_rows_never_come_back() -> None:
+    index, queries = ExactIndex(unit(40, 8, 0)), unit(6, 8, 1)
+    exclude = Ragged.of([[0, 1, 2], [], [5], list(range(39)), [39], [7, 7]])
+    allowed = np.arange(40) % 3 != 0
+    rows, scores = index.search(queries, 12, exclude, allowed)
+    full = queries @ index.vectors.T
+    for query in range(6):
+        legal = [row for row in range(40) if allowed[row] and row not in exclude[query]]
+        expected = sorted(legal, key=lambda row: -full[query, row])[:12]
+        assert rows[query].tolist() == expected + [-1] * (12 - len(expected))
+        np.testing.assert_allclose(scores[query, : len(expected)], full[query, expected], rtol=1e-5)
+
+
+def test_nothing_allowed_gives_padding() -> None:
+    rows, scores = ExactIndex(unit(5, 4, 0)).search(unit(2, 4, 1), 3, Ragged.of([[1], []]), np.zeros(5, np.bool_))
+    assert (rows == -1).all()
+    assert np.isneginf(scores).all()
+
+
+def test_blocks_of_queries_answer_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, queries = ExactIndex(unit(30, 4, 0)), unit(20, 4, 1)
+    exclude = Ragged.of([[query % 30] for query in range(20)])
+    whole = index.search(queries, 5, exclude)
+    monkeypatch.setattr(exact, "_BLOCK_BYTES", 4 * 30 * 3)
+    parts = index.search(queries, 5, exclude)
+    assert (whole[0] == parts[0]).all()
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    index = ExactIndex(unit(10, 4, 0))
+    index.save(tmp_path)
+    assert (load_index(tmp_path).search(unit(2, 4, 1), 3)[0] == index.search(unit(2, 4, 1), 3)[0]).all()
+
+
+def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"index\.json is missing"):
+        load_index(tmp_path)
+
+
+def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+    ExactIndex(unit(10, 4, 0)).save(tmp_path)
+    (tmp_path / exact.VECTORS_FILE).write_bytes((tmp_path / exact.VECTORS_FILE).read_bytes()[:40])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_index(tmp_path)

@@ -1,0 +1,84 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.errors import ArtifactError, ConfigError, MissingExtraError
+from recsys_ray.index.exact import VECTORS_FILE, ExactIndex
+from recsys_ray.index.faiss_index import FaissIndex, build
+from recsys_ray.index.spec import load_index
+
+pytest.importorskip("faiss")
+N, DIM = 400, 16
+
+
+def unit(rows: int, dim: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+VECTORS = unit(N, DIM, 0)
+FACTORIES = [("Flat", ""), ("SQfp16", ""), ("IVF16,Flat", "nprobe=2"), ("HNSW16", "efSearch=16"), ("PQ8x4fs,RFlat", "")]
+BUILT = {factory: build(VECTORS, factory, parameters) for factory, parameters in FACTORIES}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(BUILT)),
+    st.integers(0, 1000),
+    st.integers(1, 60),
+    st.sampled_from([1.0, 0.9, 0.5, 0.31, 0.1, 0.01, 0.0]),
+    st.sampled_from([0, 1, 30, 390, 400]),
+)
+def test_k_legal_results_whenever_they_exist(factory: str, seed: int, k: int, share: float, num_excluded: int) -> None:
+    rng = np.random.default_rng(seed)
+    allowed = None if share == 1.0 else rng.random(N) < share
+    exclude = Ragged.of([rng.choice(N, num_excluded, replace=False), rng.choice(N, num_excluded // 2, replace=False)])
+    queries = unit(2, DIM, seed)
+    rows, scores = BUILT[factory].search(queries, k, exclude, allowed)
+    for query in range(2):
+        legal = set(range(N) if allowed is None else np.flatnonzero(allowed).tolist()) - set(exclude[query].tolist())
+        found = rows[query][rows[query] >= 0].tolist()
+        assert len(found) == len(set(found)) == min(k, len(legal))
+        assert set(found) <= legal
+        np.testing.assert_allclose(scores[query, : len(found)], VECTORS[found] @ queries[query], atol=1e-5)
+        assert (np.diff(scores[query, : len(found)]) <= 0).all()
+
+
+def test_a_flat_index_equals_the_oracle() -> None:
+    queries, exclude = unit(9, DIM, 5), Ragged.of([[i, i + 1] for i in range(9)])
+    expected = ExactIndex(VECTORS).search(queries, 20, exclude)
+    found = BUILT["Flat"].search(queries, 20, exclude)
+    assert (found[0] == expected[0]).all()
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
+def test_save_and_load_answer_the_same(tmp_path: Path) -> None:
+    index = BUILT["IVF16,Flat"]
+    index.save(tmp_path)
+    loaded = load_index(tmp_path)
+    assert isinstance(loaded, FaissIndex)
+    assert (loaded.factory, loaded.parameters) == ("IVF16,Flat", "nprobe=2")
+    assert (loaded.search(unit(3, DIM, 1), 10)[0] == index.search(unit(3, DIM, 1), 10)[0]).all()
+
+
+def test_index_and_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    BUILT["Flat"].save(tmp_path)
+    np.save(tmp_path / VECTORS_FILE, VECTORS[:10])
+    with pytest.raises(ArtifactError, match="the index holds 400 x 16"):
+        load_index(tmp_path)
+
+
+def test_a_wrong_factory_string_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"index\.factory: got 'NoSuch'"):
+        build(VECTORS, "NoSuch")
+
+
+def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtraError, match=r"recsys-ray\[cpu\]"):
+        build(VECTORS, "Flat")
