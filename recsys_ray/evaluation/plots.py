@@ -1,0 +1,154 @@
+"""The report's plots as inline SVG. Text and lines take their colours from the page, so that they follow dark mode."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recsys_ray.evaluation.contents import IndexRow, TrainingCurve
+from recsys_ray.evaluation.summary import Interval
+
+# Stand-ins in the drawing, replaced by the page's own colours once it is text.
+_INK, _MUTED, _LINE = "#010203", "#040506", "#070809"
+_PAGE_COLOURS = {_INK: "currentColor", _MUTED: "var(--muted)", _LINE: "var(--line)"}
+_FUSED_COLOUR = "#3b76e8"
+_CHANNEL_COLOURS = ("#12968a", "#c2730c", "#9a55d9", "#d8477f", "#6f9417", "#7b8794", "#cf4a3a", "#1f8fb5")
+_WIDTH = 340  # points; the page shows a plot about this wide, so that text stays readable on a phone
+_FONT = 11
+_STYLE = {
+    "svg.fonttype": "none",  # real text: sharp, selectable, in the page's font
+    "svg.hashsalt": "report",  # the same input gives the same file
+    "font.size": _FONT,
+    "text.color": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _INK,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its name, its length, its colour, the text at its end, and its interval if it has one."""
+
+    label: str
+    value: float
+    colour: str
+    text: str
+    interval: Interval | None = None
+
+
+def channel_colours(names: Sequence[str], fused: str) -> dict[str, str]:
+    """One colour a channel, the same in every plot of a report."""
+    channels = sorted(name for name in names if name != fused)
+    colours = {name: _CHANNEL_COLOURS[index % len(_CHANNEL_COLOURS)] for index, name in enumerate(channels)}
+    return {fused: _FUSED_COLOUR, **colours}
+
+
+def bars(rows: Sequence[Bar], title: str, limit: float | None = None) -> str:
+    """Horizontal bars, each under its name. `limit` is the value at full width, to make several plots comparable."""
+    ends = [max(row.value, row.interval[1] if row.interval else row.value) for row in rows]
+    full = limit or max([*ends, 1e-12])
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_axis_off()
+        # A fifth of the width is left for the text at the end of the longest bar.
+        axes.set_xlim(0, full * 1.27)
+        axes.set_ylim(len(rows) - 0.1, -0.1)
+        for line, (row, end) in enumerate(zip(rows, ends, strict=True)):
+            axes.text(0, line + 0.27, row.label, va="center", ha="left")
+            axes.barh(line + 0.66, row.value, height=0.34, color=row.colour)
+            if row.interval:
+                axes.plot(row.interval, [line + 0.66] * 2, color=_INK, linewidth=1.2, solid_capstyle="butt")
+            axes.text(end + full * 0.02, line + 0.68, row.text, va="center", ha="left", color=_INK)
+
+    return _svg(draw, 34 * len(rows) + 4, title)
+
+
+def index_scatter(rows: Sequence[IndexRow], title: str) -> str:
+    """Recall against milliseconds a query, the chosen index ringed and named."""
+
+    def draw(figure: Any) -> None:
+        axes = _axes(figure, (0.15, 0.2, 0.81, 0.72))
+        for row in rows:
+            x, y = 1000 / max(row.queries_per_s, 1e-9), row.recall
+            colour = _FUSED_COLOUR if row.chosen else _MUTED
+            axes.plot([x], [y], "o", color=colour, markersize=9 if row.chosen else 6)
+            if row.chosen:
+                axes.plot([x], [y], "o", color=colour, markersize=16, fillstyle="none")
+        axes.set_xscale("log")
+        axes.set_xlabel("milliseconds a query (further left is faster)")
+        axes.set_title(f"recall of the exact top {rows[0].k}", loc="left", fontsize=_FONT, x=-0.15)
+        low = min(row.recall for row in rows)
+        axes.set_ylim(max(0.0, low - 0.1 * max(1 - low, 0.05)), 1.0 + 0.12 * max(1 - low, 0.05))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+
+    return _svg(draw, 250, title)
+
+
+def training_plot(curve: TrainingCurve, title: str) -> str:
+    """Loss and validation metric by epoch, one above the other, the best epoch marked."""
+    panels = [("training loss", curve.loss, _CHANNEL_COLOURS[1])]
+    if curve.validation:
+        panels.append((f"validation {curve.metric}", curve.validation, _FUSED_COLOUR))
+    height = 135 * len(panels) + 25
+
+    def draw(figure: Any) -> None:
+        for index, (name, values, colour) in enumerate(panels):
+            bottom = (height - 135 * (index + 1)) / height
+            axes = _axes(figure, (0.15, bottom + 12 / height, 0.81, 90 / height))
+            axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=2, marker="o", markersize=4)
+            axes.set_title(name, loc="left", fontsize=_FONT, x=-0.15)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            if name.startswith("validation"):
+                best = max(range(len(values)), key=lambda epoch: values[epoch])
+                axes.plot([best + 1], [values[best]], "o", color=colour, markersize=13, fillstyle="none")
+            if index == len(panels) - 1:
+                axes.set_xlabel("epoch")
+
+    return _svg(draw, height, title)
+
+
+def _axes(figure: Any, box: tuple[float, float, float, float]) -> Any:
+    axes = figure.add_axes(box)
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=_LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _svg(draw: Any, height: float, title: str) -> str:
+    """Draw on a figure of our own (no pyplot, no global state kept) and return an SVG that can stand in a page."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH / 72, height / 72))
+        figure.patch.set_visible(False)
+        draw(figure)
+        out = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same ids in every figure; nothing refers to them
+    for stand_in, colour in _PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{_escape(title)}">',
+        text,
+        count=1,
+    )
+    return text.strip()
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,0 +1,74 @@
+"""Write, read and print an evaluation report: report.json for programs, report.html and a text table for people."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.evaluation.contents import Details, Report
+from recsys_ray.evaluation.page import BUCKET_WORDS, COLUMNS, ranking_order, render
+from recsys_ray.evaluation.replay import FUSED
+from recsys_ray.evaluation.summary import Scores
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+_BUCKET_METRIC = "recall@100"
+
+
+def write_report(directory: Path, report: Report, details: Details) -> None:
+    """Write report.json and report.html into an existing directory."""
+    text = json.dumps(report.to_json(), indent=1, allow_nan=False)
+    (directory / REPORT_JSON).write_text(text + "\n")
+    (directory / REPORT_HTML).write_text(render(report, details), encoding="utf-8")
+
+
+def read_report(path: Path) -> Report:
+    """Read report.json.
+
+    Raises:
+        ArtifactError: When the file is missing or is no report.
+    """
+    try:
+        return Report.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `recsys-ray evaluate`") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path} is not a report of this version: {error!r}; evaluate again") from None
+
+
+def print_report(report: Report, to: Console | None = None) -> None:
+    """Two tables in the terminal: metrics by ranking, and recall by popularity bucket."""
+    out = to or Console()
+    out.print(_metrics_table(report))
+    out.print(_buckets_table(report))
+
+
+def _metrics_table(report: Report) -> Table:
+    title = f"{report.dataset}: {report.users:,} users, {report.items:,} items, {report.protocol}"
+    table = Table(title=title, caption="full ranking, test events", title_justify="left", caption_justify="left")
+    table.add_column("source")
+    for metric in COLUMNS:
+        table.add_column(metric, justify="right")
+    for name in ranking_order(report.metrics):
+        numbers = (f"{report.metrics[name].values[metric]:.4f}" for metric in COLUMNS)
+        table.add_row(name, *numbers, style="bold" if name == FUSED else None)
+    return table
+
+
+def _buckets_table(report: Report) -> Table:
+    table = Table(
+        title=f"{_BUCKET_METRIC} by popularity", caption="n: hidden items", title_justify="left", caption_justify="left"
+    )
+    table.add_column("source")
+    for name, bucket in report.buckets.items():
+        table.add_column(f"{BUCKET_WORDS[name][0].lower()}\nn = {bucket.n:,}", justify="right")
+    for name in ranking_order(report.metrics):
+        numbers = (_number(bucket.scores[name]) for bucket in report.buckets.values())
+        table.add_row(name, *numbers, style="bold" if name == FUSED else None)
+    return table
+
+
+def _number(scores: Scores | None) -> str:
+    return "-" if scores is None else f"{scores.values[_BUCKET_METRIC]:.4f}"
