@@ -1,0 +1,184 @@
+"""The command line: one sub-command a stage, plus run, demo, serve, recommend, tune and doctor."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from recsys_ray.core.errors import ConfigError, RecsysError
+
+app = typer.Typer(
+    name="recsys-ray",
+    help="The retrieval stage of a recommender on Ray: from raw logs to HTTP candidates.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_STORAGE = Path("recsys-storage")
+
+Preset = Annotated[str, typer.Option(help="A named run: see `recsys-ray presets`.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings, over the preset's.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="dotted.path=value, over preset and file; repeat it.")
+]
+Storage = Annotated[Path, typer.Option(help="Where artifacts, the report and the release go.")]
+ReleasePath = Annotated[Path, typer.Argument(help="A release folder, or the --storage folder of a run.")]
+Count = Annotated[int, typer.Option("-k", "--k", min=1, help="How many candidates.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")]
+
+
+def main() -> None:
+    """Entry point of the console script: errors that a user can mend are printed without a traceback, exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except RecsysError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        Console(stderr=True).print("stopped; finished stages are kept, the same command goes on from there")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stage_command(stage: str, text: str) -> None:
+    """Register the sub-command that runs the pipeline up to one stage."""
+
+    def command(
+        preset: Preset = "cpu", config: ConfigFile = None, sets: Settings = None, storage: Storage = DEFAULT_STORAGE
+    ) -> None:
+        from recsys_ray.pipeline import run
+        from recsys_ray.presets import load_preset
+
+        run(load_preset(preset, config, sets or [], storage), until=stage)
+
+    app.command(stage, help=text)(command)
+
+
+for _stage, _text in {
+    "prepare": "Read, validate, clean and split the raw files into a dataset.",
+    "features": "Encode texts and pictures with the frozen backbones; only unseen content is encoded.",
+    "train": "Train the towers with Ray Train.",
+    "embed": "Embed the catalogue with the trained item tower.",
+    "index": "Choose, tune and build the ANN index by measured recall.",
+    "fit": "Fit the channels.",
+    "evaluate": "Rank the whole catalogue for every test user; leaves STORAGE/report.json and report.html.",
+    "publish": "Fit on the events that `publish.fit_on` names and publish the release that serving loads.",
+    "run": "Everything above, in order.",
+}.items():
+    _stage_command(_stage, _text)
+
+
+@app.command()
+def presets() -> None:
+    """List the named runs."""
+    from recsys_ray.presets import PRESETS
+
+    for name, make in PRESETS.items():
+        typer.echo(f"{name:12} {(make.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command(name="config")
+def show_config(preset: Preset = "cpu", config: ConfigFile = None, sets: Settings = None) -> None:
+    """Print the whole configuration that a run would use, as YAML."""
+    from recsys_ray.config import dump_config
+    from recsys_ray.presets import load_preset
+
+    typer.echo(dump_config(load_preset(preset, config, sets or [])), nl=False)
+
+
+@app.command()
+def recommend(
+    release: ReleasePath,
+    history: Annotated[str, typer.Option(help="Item ids, oldest first, separated by commas.")] = "",
+    user: Annotated[str, typer.Option(help="A user id of the event log.")] = "",
+    text: Annotated[str, typer.Option(help="Free text to search for.")] = "",
+    k: Count = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Ask a release without a server. Give exactly one of --history, --user and --text."""
+    from recsys_ray.retrieval.release import load_release, resolve_release
+
+    given = [name for name, value in (("--history", history), ("--user", user), ("--text", text)) if value]
+    if len(given) != 1:
+        raise ConfigError("recommend", given or "no question", "exactly one of --history, --user and --text")
+    loaded = load_release(resolve_release(release))
+    ids = [part.strip() for part in history.split(",") if part.strip()]
+    items = loaded.search(text, k) if text else loaded.recommend(history=ids or None, user_id=user or None, k=k)
+    _print_items(items, as_json)
+
+
+@app.command()
+def serve(
+    release: ReleasePath,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    topology: Annotated[
+        str, typer.Option(help="collapsed (lowest latency) or composed (each part scales alone).")
+    ] = "collapsed",
+) -> None:
+    """Serve a release over HTTP until interrupted."""
+    from recsys_ray.retrieval.release import resolve_release
+    from serve_app.app import ServeConfig, serve_until_interrupted
+
+    values = {"release": str(resolve_release(release)), "topology": topology}
+    serve_until_interrupted(ServeConfig.model_validate(values), host, port)
+
+
+@app.command()
+def demo(
+    storage: Storage = Path(".demo"),
+    wheel: Annotated[Path | None, typer.Option(help="An offline copy of the recbole 1.2.1 wheel.")] = None,
+    port: Port = 8000,
+) -> None:
+    """MovieLens-100K from raw files to HTTP answers; keeps serving on a terminal."""
+    from recsys_ray.demo import run_demo
+
+    run_demo(storage, wheel, port, keep_serving=sys.stdout.isatty())
+
+
+@app.command()
+def tune(
+    space: Annotated[Path, typer.Option(help="YAML: dotted path -> distribution; see tune/spaces.py.")] = Path(
+        "tune/space.yaml"
+    ),
+    preset: Preset = "cpu",
+    config: ConfigFile = None,
+    sets: Settings = None,
+    storage: Storage = DEFAULT_STORAGE,
+    trials: Annotated[int, typer.Option(min=1, help="How many configurations to try.")] = 8,
+) -> None:
+    """Search settings with Ray Tune on validation recall; leaves STORAGE/best.yaml."""
+    from recsys_ray.presets import load_preset
+    from tune.search import search
+    from tune.spaces import load_space
+
+    search(load_preset(preset, config, sets or [], storage), load_space(space), trials)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is missing on this machine, and what to do about it."""
+    from recsys_ray.core.doctor import check_all, print_checks
+
+    raise typer.Exit(print_checks(check_all()))
+
+
+def _print_items(items: list[Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([vars(item) for item in items], indent=1, default=str))
+        return
+    for place, item in enumerate(items, 1):
+        typer.echo(f"{place:3}. {item.title or item.item_id}  [{item.item_id}]  from {', '.join(item.channels)}")
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,125 @@
+"""`RunConfig`: one field a stage. Load it from a file, change it by dotted path, hand it to `recsys_ray.run`."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from recsys_ray.core.config import Config, execution, override
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.data.sources import DataConfig
+from recsys_ray.data.split import SplitConfig
+from recsys_ray.embedding.encode import EmbeddingConfig
+from recsys_ray.encoders.two_tower import TwoTowerConfig
+from recsys_ray.evaluation.replay import EvaluationConfig
+from recsys_ray.index.spec import IndexConfig
+from recsys_ray.retrieval.channels import (
+    ChannelConfig,
+    CoVisitationConfig,
+    ContentConfig,
+    NearestConfig,
+    PopularityConfig,
+)
+from recsys_ray.retrieval.fusion import FusionConfig
+from recsys_ray.training.config import TrainingConfig
+
+
+class PublishConfig(Config):
+    """What a release is fitted on.
+
+    Attributes:
+        fit_on: "all" events (epochs and fusion weights as validation found them), "refit" on train and validation, or
+            "strict" on train alone, which serves exactly what the report measured.
+    """
+
+    fit_on: Literal["all", "refit", "strict"] = "all"
+
+
+class RayConfig(Config):
+    """Which Ray cluster to use.
+
+    Attributes:
+        address: "host:port" or "auto" joins a cluster, null uses RAY_ADDRESS or else starts a private one.
+        num_cpus: Logical CPUs of a private cluster; null takes every core.
+        object_store_bytes: Its object store; null leaves it to Ray.
+    """
+
+    address: str | None = execution(None)
+    num_cpus: int | None = execution(None, ge=1)
+    object_store_bytes: int | None = execution(None, ge=80 * 1024**2)
+
+
+def _channels() -> dict[str, ChannelConfig | None]:
+    return {
+        "nearest": NearestConfig(kind="nearest"),
+        "co_visitation": CoVisitationConfig(kind="co_visitation"),
+        "content": ContentConfig(kind="content"),
+        "popularity": PopularityConfig(kind="popularity"),
+    }
+
+
+class RunConfig(Config):
+    """A whole run.
+
+    Attributes:
+        name: A name for people, in the report.
+        storage: Folder of artifacts, report and release.
+        data: Raw files.
+        split: Training, validation, test.
+        model: The two towers and their modalities.
+        training: How the towers are trained.
+        embedding: How features and item vectors are computed.
+        index: How the ANN index is chosen.
+        channels: Name to a channel's settings; null leaves a channel out. Without "nearest" no towers are trained.
+        fusion: How the channels' lists are merged.
+        evaluation: How the report is computed.
+        publish: What the release is fitted on.
+        ray: Which cluster.
+    """
+
+    name: str = execution("run")
+    storage: str = execution("recsys-storage")
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    model: TwoTowerConfig = TwoTowerConfig()
+    training: TrainingConfig = TrainingConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    index: IndexConfig = IndexConfig()
+    channels: dict[str, ChannelConfig | None] = Field(default_factory=_channels)
+    fusion: FusionConfig = FusionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    publish: PublishConfig = PublishConfig()
+    ray: RayConfig = RayConfig()
+
+
+def load_config(path: Path, base: RunConfig) -> RunConfig:
+    """Settings of a YAML file over a base; the file may hold any part of them.
+
+    Raises:
+        ConfigError: When the file is no YAML mapping or a setting is wrong.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError("--config", str(path), "a readable YAML file", str(error)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("--config", str(path), "a YAML mapping of settings, as `recsys-ray config` prints")
+    return override(base, dict(_leaves(values, base)))
+
+
+def dump_config(config: RunConfig) -> str:
+    """All settings as YAML; `load_config` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _leaves(values: dict[str, Any], node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as dotted paths, as deep as `node` has settings."""
+    leaves: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        child = getattr(node, name, None) if isinstance(node, Config) else None
+        if isinstance(value, dict) and isinstance(child, Config):
+            leaves += _leaves(value, child, f"{prefix}{name}.")
+        else:
+            leaves.append((f"{prefix}{name}", value))
+    return leaves

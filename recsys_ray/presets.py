@@ -1,0 +1,66 @@
+"""Named runs as functions, each deriving from another. A run is a preset, then a file, then `--set`."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from recsys_ray.config import RunConfig, load_config
+from recsys_ray.core.config import override, parse_assignments
+from recsys_ray.core.errors import ConfigError
+
+
+def cpu() -> RunConfig:
+    """A laptop or a small server: two training workers on CPUs, packaged backbones, frozen."""
+    return RunConfig()
+
+
+def tiny() -> RunConfig:
+    """Minutes become seconds: one short in-process training, for tests and a first look at one's own files."""
+    return override(
+        cpu(),
+        {
+            "model.dim": 32,
+            "model.image": None,
+            "training.workers": 0,
+            "training.epochs": 2,
+            "training.negatives": 64,
+            "evaluation.bootstrap_samples": 100,
+        },
+    )
+
+
+def demo() -> RunConfig:
+    """MovieLens-100K within the time of a coffee: `make demo`."""
+    return override(
+        cpu(),
+        {
+            "data.format": "recbole",
+            "data.columns": {"title": "movie_title"},
+            "split.protocol": "leave_one_out",
+            "model.image": None,
+            "training.epochs": 12,
+        },
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {"cpu": cpu, "tiny": tiny, "demo": demo}
+
+
+def load_preset(name: str, file: Path | None, assignments: Iterable[str], storage: Path | None = None) -> RunConfig:
+    """A preset, under the settings of a YAML file, under dotted assignments.
+
+    Args:
+        name: A key of `PRESETS`.
+        file: YAML as `recsys-ray config` prints it, whole or in part; None for none.
+        assignments: "dotted.path=value".
+        storage: Replaces the `storage` setting when given.
+
+    Raises:
+        ConfigError: When the preset does not exist or a setting is wrong.
+    """
+    if name not in PRESETS:
+        raise ConfigError("preset", name, ", ".join(PRESETS))
+    config = PRESETS[name]()
+    if file is not None:
+        config = load_config(file, config)
+    config = override(config, parse_assignments(assignments))
+    return config if storage is None else override(config, {"storage": str(storage)})

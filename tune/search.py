@@ -1,0 +1,91 @@
+"""Ray Tune over whole runs: a trial is `override(config, …)`, run to its evaluation, judged on validation alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+from rich.table import Table
+
+from recsys_ray.config import RunConfig, dump_config
+from recsys_ray.core.config import override
+from recsys_ray.core.errors import RecsysError
+from recsys_ray.core.on_ray import connected
+from recsys_ray.core.progress import console, say
+from recsys_ray.pipeline import run
+from tune.spaces import Space
+
+METRIC = "recall@10"
+BEST_FILE = "best.yaml"
+TRIALS_FILE = "trials.json"
+
+
+def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) -> RunConfig:
+    """Find the settings with the best fused validation recall@10 and write them to ``<storage>/best.yaml``.
+
+    Artifacts that trials share (the dataset, features, channels whose settings are equal) are made once: every trial
+    uses the same storage, where an artifact's id names all that made it.
+
+    Args:
+        config: The run to start from.
+        space: What to vary.
+        trials: How many configurations to try.
+        concurrent: How many at a time.
+
+    Returns:
+        The best configuration.
+
+    Raises:
+        RecsysError: When every trial failed; each failure's text is in the message.
+    """
+    storage = Path(config.storage).absolute()
+    config = override(config, {"storage": str(storage)})
+    with connected(config.ray.address, config.ray.num_cpus):
+        results = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trial, base=config.model_dump(mode="json")), {"CPU": 0.01}),
+            param_space={path: dimension.domain() for path, dimension in space.items()},
+            tune_config=tune.TuneConfig(
+                search_alg=OptunaSearch(metric=METRIC, mode="max", seed=config.seed),
+                num_samples=trials,
+                max_concurrent_trials=concurrent,
+            ),
+            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0),
+        ).fit()
+    return _conclude(config, results, storage)
+
+
+def _trial(changes: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """One whole run, in a process of its own; reports validation metrics, never test metrics."""
+    result = run(override(RunConfig.parse(base), changes), until="evaluate")
+    fused = result.report["validation"]["fused"]
+    tune.report({METRIC: fused[METRIC], "ndcg@10": fused["ndcg@10"], "recall@100": fused["recall@100"]})
+
+
+def _conclude(config: RunConfig, results: tune.ResultGrid, storage: Path) -> RunConfig:
+    """Write and show all trials, best first, and the best configuration."""
+    for error in results.errors:
+        say(f"a trial failed: {error}")
+    done = [result for result in results if result.error is None and result.metrics and METRIC in result.metrics]
+    if not done:
+        raise RecsysError(f"all {len(results)} trials failed; the last said: {results.errors[-1]}")
+    done.sort(key=lambda result: -result.metrics[METRIC])
+    rows = [{"settings": r.config, METRIC: r.metrics[METRIC], "recall@100": r.metrics["recall@100"]} for r in done]
+    (storage / TRIALS_FILE).write_text(json.dumps(rows, indent=1) + "\n")
+    _show(rows)
+    best = override(config, done[0].config)
+    (storage / BEST_FILE).write_text(dump_config(best))
+    say(f"best: {METRIC} {done[0].metrics[METRIC]:.4f} on validation; its configuration is {storage / BEST_FILE}")
+    return best
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    table = Table("place", METRIC, "recall@100", "settings", title="Trials, by fused validation recall")
+    for place, row in enumerate(rows, 1):
+        settings = ", ".join(
+            f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
+            for path, value in row["settings"].items()
+        )
+        table.add_row(str(place), f"{row[METRIC]:.4f}", f"{row['recall@100']:.4f}", settings)
+    console().print(table)

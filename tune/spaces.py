@@ -1,0 +1,104 @@
+"""Search spaces: a dotted path of the run's configuration -> a distribution. Any setting can be searched."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from ray import tune
+from ray.tune.search.sample import Domain
+
+from recsys_ray.core.config import Config
+from recsys_ray.core.errors import ConfigError
+
+
+class Choice(Config):
+    """One of a list of plain values."""
+
+    kind: Literal["choice"]
+    values: tuple[str | int | float | bool | None, ...] = Field(min_length=1)
+
+    def domain(self) -> Domain:
+        """As Ray Tune reads it."""
+        return tune.choice(list(self.values))
+
+
+class Real(Config):
+    """A real number between two bounds, uniform or log-uniform."""
+
+    kind: Literal["real"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        return _require_order(self)
+
+    def domain(self) -> Domain:
+        """As Ray Tune reads it."""
+        return tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
+
+
+class Whole(Config):
+    """A whole number between two bounds, both included, uniform or log-uniform."""
+
+    kind: Literal["whole"]
+    low: int
+    high: int
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        return _require_order(self)
+
+    def domain(self) -> Domain:
+        """As Ray Tune reads it, whose upper bound is left out."""
+        return tune.lograndint(self.low, self.high + 1) if self.log else tune.randint(self.low, self.high + 1)
+
+
+Dimension = Annotated[Choice | Real | Whole, Field(discriminator="kind")]
+Space = dict[str, Choice | Real | Whole]
+
+
+def parse_space(values: dict[str, Any]) -> Space:
+    """A space from plain values.
+
+    Raises:
+        ConfigError: Naming the path whose distribution is wrong.
+    """
+    adapter: TypeAdapter[Choice | Real | Whole] = TypeAdapter(Dimension)
+    space: Space = {}
+    for path, value in values.items():
+        try:
+            space[path] = adapter.validate_python(value)
+        except ValidationError as error:
+            allowed = "{kind: choice, values: […]}, {kind: real, low, high, log} or {kind: whole, low, high, log}"
+            raise ConfigError(path, value, allowed, error.errors()[0]["msg"]) from None
+    if not space:
+        raise ConfigError("space", values, "at least one dotted path with a distribution")
+    return space
+
+
+def load_space(path: Path) -> Space:
+    """A space from a YAML file.
+
+    Raises:
+        ConfigError: When the file is missing, is no YAML mapping, or has a wrong distribution.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError("--space", str(path), "a readable YAML file", str(error)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("--space", str(path), "a YAML mapping of dotted paths to distributions")
+    return parse_space(values)
+
+
+R = TypeVar("R", Real, Whole)
+
+
+def _require_order(dimension: R) -> R:
+    if dimension.low >= dimension.high or (dimension.log and dimension.low <= 0):
+        raise ValueError("low < high, and 0 < low where log is true")
+    return dimension
