@@ -1,0 +1,75 @@
+"""Checkpoints of a run: engine, random number generators of all ranks, progress, and the best weights so far."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.training.engine import Engine
+from recsys_ray.training.progress import Progress, TrainResult
+
+_PROGRESS = "progress.json"
+_WEIGHTS = "weights.safetensors"
+
+
+def save_checkpoint(directory: Path, engine: Engine, progress: Progress, place: tuple[int, int]) -> None:
+    """Write this rank's part into an existing directory; the parts of all ranks together are the checkpoint."""
+    from safetensors.torch import save_file
+
+    rank, world_size = place
+    engine.save(directory)
+    torch.save(_generators(), directory / f"rng_{rank}.pt")
+    if rank == 0:
+        save_file({name: tensor.contiguous() for name, tensor in progress.weights.items()}, directory / _WEIGHTS)
+        (directory / _PROGRESS).write_text(json.dumps({**progress.to_json(), "world_size": world_size}, indent=1))
+
+
+def load_checkpoint(directory: Path, engine: Engine, place: tuple[int, int]) -> Progress:
+    """Put engine and generators back to where they were, and return how far the run had come.
+
+    Raises:
+        ArtifactError: When the checkpoint is not whole or was written by another number of workers.
+    """
+    rank, world_size = place
+    written = _read(directory)
+    if written["world_size"] != world_size:
+        raise ArtifactError(
+            f"{directory} was written by {written['world_size']} workers, now there are {world_size}: go on with as "
+            "many as before, or start anew under another name"
+        )
+    engine.load(directory)
+    _set_generators(torch.load(directory / f"rng_{rank}.pt", weights_only=True))
+    return _progress(directory, written, with_weights=rank == 0)
+
+
+def read_result(directory: Path) -> TrainResult:
+    """The result in a run's last checkpoint, without an engine."""
+    return TrainResult.of(_progress(directory, _read(directory), with_weights=True))
+
+
+def _progress(directory: Path, written: dict[str, object], with_weights: bool) -> Progress:
+    from safetensors.torch import load_file
+
+    return Progress.from_json(written, load_file(directory / _WEIGHTS) if with_weights else {})
+
+
+def _read(directory: Path) -> dict[str, object]:
+    try:
+        written: dict[str, object] = json.loads((directory / _PROGRESS).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{directory} is no whole training checkpoint: {error}") from None
+    return written
+
+
+def _generators() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generators(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,81 @@
+"""Settings of the training."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from recsys_ray.core.config import Config, execution
+
+EngineName = Literal["plain", "deepspeed"]
+Precision = Literal["fp32", "bf16"]
+
+
+class TrainingConfig(Config):
+    """How the towers are trained.
+
+    Sizes are global: the same batch and the same negatives whatever the number of workers, so workers and devices are
+    execution settings. The engine and its ZeRO stage are not: they change rounding and what a checkpoint holds.
+
+    Attributes:
+        engine: "plain" (torch) or "deepspeed".
+        zero_stage: What DeepSpeed shards over the workers: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters.
+        precision: "bf16" runs products in bfloat16 (autocast) and keeps weights in fp32.
+        batch_size: Sequences in a step, over all workers.
+        epochs: Passes over the training events; also the length of the cosine schedule.
+        patience: Stop after so many epochs without a better validation ndcg@10; null never stops early.
+        validation_users: Validation ranks for at most so many users, the same ones each time.
+        learning_rate: Peak of the schedule.
+        schedule: "cosine" falls to 0 over `epochs`, "constant" stays.
+        warmup: Share of all steps over which the learning rate rises.
+        weight_decay: AdamW's, on matrices only.
+        clip_norm: Largest norm of the whole gradient; longer ones are scaled down.
+        negatives: How many items each position is compared with, shared by the step; "all" is the full softmax.
+        negatives_popularity: Share of them drawn by popularity, the rest evenly; null is half, where any are drawn.
+        max_history: A sequence is cut into windows of so many events; null takes what the user tower reads.
+        event_weights: Weigh each target by its event's weight.
+        average: Keep an exponential average of the weights, with this decay a step, and evaluate and return that.
+        seed: Of weights, shuffling, negatives and dropout.
+        workers: Ray Train workers; 0 trains in this process without Ray.
+        cpus: CPU cores, and torch threads, of each worker.
+        gpus: GPUs of each worker.
+        max_failures: How often Ray Train restarts after a lost worker.
+    """
+
+    engine: EngineName = "plain"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Precision = "bf16"
+    batch_size: int = Field(128, ge=1)
+    epochs: int = Field(60, ge=1)
+    patience: int | None = Field(5, ge=1)
+    validation_users: int = Field(10_000, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float | None = Field(1.0, gt=0)
+    negatives: int | Literal["all"] = 1024
+    negatives_popularity: float | None = Field(None, ge=0, le=1)
+    max_history: int | None = Field(None, ge=1)
+    event_weights: bool = False
+    average: float | None = Field(None, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+    workers: int = execution(0, ge=0)
+    cpus: int = execution(1, ge=1)
+    gpus: Literal[0, 1] = execution(0)
+    max_failures: int = execution(3, ge=0)
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> Self:
+        if self.negatives != "all" and self.negatives < 1:
+            raise ValueError(f'negatives of at least 1 or "all", not {self.negatives}')
+        if self.negatives == "all" and self.negatives_popularity is not None:
+            raise ValueError('negatives_popularity null when negatives is "all": nothing is drawn')
+        if self.engine == "plain" and self.zero_stage:
+            raise ValueError(f'zero_stage 0 with engine "plain", not {self.zero_stage}; sharding needs "deepspeed"')
+        if self.engine == "deepspeed" and not self.workers:
+            raise ValueError('workers of at least 1 with engine "deepspeed": it runs inside Ray Train workers')
+        if self.engine == "deepspeed" and self.average is not None:
+            raise ValueError('average null with engine "deepspeed": its weights are sharded; engine "plain" averages')
+        if self.workers > self.batch_size:
+            raise ValueError(f"workers up to batch_size = {self.batch_size}: each needs a sequence in every step")
+        return self

@@ -1,0 +1,251 @@
+"""What runs the backward pass, sums gradients over the workers and steps the optimizer: plain torch or DeepSpeed."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.training.config import Precision
+from recsys_ray.training.optimizer import set_learning_rate
+
+_PLAIN_FILE = "engine.pt"
+_ZERO_TAG = "engine"
+
+BuildOptimizer = Callable[[nn.Module], Optimizer]
+
+
+class Engine(Protocol):
+    """Holds the model, its gradients and its optimizer. Every method is called by all ranks together."""
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """Call it for the forward pass of a training step."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch has to be."""
+        ...
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Around forward and loss."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Make the gradients of the sum of all ranks' losses."""
+        ...
+
+    def step(self, learning_rate: float) -> None:
+        """Update the weights by the gradients, and drop those."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole model as it would be served, on the CPU of every rank. May share memory with the model."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write what this rank holds into an existing directory; those of all ranks may be one and the same."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Read what all ranks have saved, at the same number of ranks."""
+        ...
+
+
+class PlainEngine:
+    """torch, each rank with the whole model; gradients are summed over the ranks in one flat buffer.
+
+    Args:
+        model: Already on its device. Rank 0's weights are given to all.
+        build_optimizer: Makes the optimizer over the model.
+        precision: "bf16" is autocast.
+        clip_norm: Largest gradient norm, None for any.
+        average: Decay a step of the exponential average of the weights, None for none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        build_optimizer: BuildOptimizer,
+        precision: Precision = "fp32",
+        clip_norm: float | None = None,
+        average: float | None = None,
+    ) -> None:
+        self._model, self._precision, self._clip_norm, self._decay = model, precision, clip_norm, average
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if _world_size() > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+        self._optimizer = build_optimizer(model)
+        self._average = None if average is None else {k: v.detach().clone() for k, v in model.state_dict().items()}
+        model.train()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        return self._model
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return self._parameters[0].device
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast, when asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of this rank's loss, summed over the ranks."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        if _world_size() > 1:
+            self._sum_gradients()
+
+    def step(self, learning_rate: float) -> None:
+        """Clip, step, average."""
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        set_learning_rate(self._optimizer.param_groups, learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._average is not None and self._decay is not None:
+            for name, value in self._model.state_dict().items():
+                self._average[name].lerp_(value, 1.0 - self._decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights where there are such, else the present ones."""
+        state = self._model.state_dict() if self._average is None else self._average
+        return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+    def save(self, directory: Path) -> None:
+        """Rank 0 writes for all: every rank holds the same."""
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+            torch.save({**state, "average": self._average}, directory / _PLAIN_FILE)
+
+    def load(self, directory: Path) -> None:
+        """Read model, optimizer and average."""
+        state = torch.load(directory / _PLAIN_FILE, map_location=self.device, weights_only=True)
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._average = state["average"]
+
+    def _sum_gradients(self) -> None:
+        """All gradients in one collective; a parameter that this rank did not use counts as zero."""
+        flat = torch.cat([_gradient(parameter).flatten() for parameter in self._parameters])
+        dist.all_reduce(flat)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        for parameter, piece in zip(self._parameters, torch.split(flat, sizes), strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) over the process group that is already there.
+
+    Args:
+        model: On the CPU or its device.
+        build_optimizer: Makes a torch optimizer over the model; what it holds is sharded from stage 1 on.
+        zero_stage: 0 to 3.
+        precision: "bf16" is DeepSpeed's torch autocast: products in bfloat16 over fp32 weights, as in `PlainEngine`.
+        clip_norm: Largest gradient norm, None for any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        build_optimizer: BuildOptimizer,
+        zero_stage: int,
+        precision: Precision = "fp32",
+        clip_norm: float | None = None,
+    ) -> None:
+        # DeepSpeed compiles one op for reductions in shared memory, once an environment.
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+        import deepspeed
+
+        self._deepspeed, self._stage = deepspeed, zero_stage
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        settings = deepspeed_settings(num_parameters, zero_stage, precision, clip_norm)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
+        self._engine.train()
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """DeepSpeed's wrapper around the model."""
+        return cast(Callable[..., Any], self._engine)
+
+    @property
+    def device(self) -> torch.device:
+        """Where DeepSpeed has put the model."""
+        return torch.device(self._engine.device)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """DeepSpeed enters autocast in the forward pass only; the loss needs it too."""
+        enabled = self._engine.torch_autocast_enabled()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def backward(self, loss: Tensor) -> None:
+        """DeepSpeed averages over the ranks; a mean of N times the loss is the sum."""
+        self._engine.backward(loss * _world_size())
+
+    def step(self, learning_rate: float) -> None:
+        """Clipping and zeroing are inside."""
+        set_learning_rate(self._engine.optimizer.param_groups, learning_rate)
+        self._engine.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model put together from the shards."""
+        module = self._engine.module
+        if self._stage < 3:
+            return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+        with self._deepspeed.zero.GatheredParameters(list(module.parameters())):
+            return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+    def save(self, directory: Path) -> None:
+        """Each rank writes its shards (`zero_pp_rank_*`), rank 0 the rest."""
+        self._engine.save_checkpoint(str(directory), tag=_ZERO_TAG, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Read this rank's shards. DeepSpeed unpickles them: only checkpoints of one's own runs."""
+        path, _ = self._engine.load_checkpoint(str(directory), tag=_ZERO_TAG)
+        if path is None:
+            raise ArtifactError(f"{directory} holds no DeepSpeed checkpoint of {_world_size()} workers")
+
+
+def deepspeed_settings(
+    num_parameters: int, zero_stage: int, precision: Precision, clip_norm: float | None
+) -> dict[str, Any]:
+    """The configuration that DeepSpeed is given."""
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if zero_stage:
+        # The defaults hold buffers of 5e8 elements, and leave the parameters of a small model unsharded at stage 3.
+        zero |= {"reduce_bucket_size": num_parameters, "allgather_bucket_size": num_parameters}
+    if zero_stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": num_parameters,
+            "stage3_max_live_parameters": num_parameters,
+            "stage3_param_persistence_threshold": 0,
+        }
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # only counted with; the loss is normalised by the global batch
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": clip_norm or 0.0,
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

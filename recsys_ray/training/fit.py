@@ -1,0 +1,93 @@
+"""What every place that trains has in common: the engine by the configuration, the device, the seed, and the loop."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.training.config import TrainingConfig
+from recsys_ray.training.data import TrainInput
+from recsys_ray.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from recsys_ray.training.loop import Hooks, train
+from recsys_ray.training.optimizer import build_adamw
+from recsys_ray.training.progress import EpochRecord, TrainResult
+
+
+def fit_in_process(
+    model: TwoTower,
+    data: TrainInput,
+    config: TrainingConfig,
+    directory: Path | None = None,
+    stop_after: int | None = None,
+) -> TrainResult:
+    """Train in this process, without Ray. The model ends with the weights of the result.
+
+    Args:
+        model: Towers with their first weights.
+        data: What to train on.
+        config: The settings, with ``workers`` 0.
+        directory: Keeps the newest checkpoint; a run that was cut goes on from it. None keeps none.
+        stop_after: Train exactly so many epochs of the schedule, see `Hooks`.
+    """
+    if config.workers:
+        raise ConfigError("training.workers", config.workers, "0 in process; fit_on_ray takes more")
+    hooks = Hooks(stop_after=stop_after)
+    if directory is not None:
+        keeper = LocalCheckpoints(directory)
+        hooks = replace(hooks, keep=keeper.keep, resume=keeper.newest())
+    device = torch.device("cuda" if config.gpus else "cpu")
+    result = run_rank(model.to(device), data, config, (0, 1), hooks)
+    model.load_state_dict(result.weights)
+    return result
+
+
+def run_rank(
+    model: TwoTower, data: TrainInput, config: TrainingConfig, place: tuple[int, int], hooks: Hooks
+) -> TrainResult:
+    """One rank's training, from the seed to the result."""
+    torch.manual_seed(config.seed + 7919 * place[0])  # ranks drop out differently
+    judged = copy.deepcopy(model)
+    return train(build_engine(model, config), judged, data, config, place, hooks)
+
+
+def build_engine(model: TwoTower, config: TrainingConfig) -> Engine:
+    """The engine that the configuration names, with AdamW."""
+
+    def build(module: nn.Module) -> Optimizer:
+        return build_adamw(module, config.learning_rate, config.weight_decay)
+
+    if config.engine == "deepspeed":
+        return DeepSpeedEngine(model, build, config.zero_stage, config.precision, config.clip_norm)
+    return PlainEngine(model, build, config.precision, config.clip_norm, config.average)
+
+
+@dataclass(frozen=True)
+class LocalCheckpoints:
+    """The newest checkpoint of a run in one process, in a folder."""
+
+    directory: Path
+
+    def newest(self) -> Path | None:
+        """Where it is, if there is one."""
+        path = self.directory / "newest"
+        return path if path.is_dir() else None
+
+    def keep(self, _: EpochRecord, write: Callable[[Path], None]) -> None:
+        """Write aside, then take the older one's place; a cut between the two renames leaves the older one beside."""
+        aside, newest, older = (self.directory / name for name in ("aside", "newest", "older"))
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(aside)
+        shutil.rmtree(older, ignore_errors=True)
+        if newest.is_dir():
+            newest.rename(older)
+        aside.rename(newest)
+        os.sync()

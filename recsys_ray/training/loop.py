@@ -1,0 +1,180 @@
+"""The training loop. It knows neither Ray nor DeepSpeed: it sees an `Engine`, and a hook that keeps checkpoints."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.progress import say
+from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.training.batches import BatchMaker, steps_per_epoch
+from recsys_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from recsys_ray.training.config import TrainingConfig
+from recsys_ray.training.data import TrainInput
+from recsys_ray.training.engine import Engine
+from recsys_ray.training.negatives import NegativeSampler
+from recsys_ray.training.optimizer import learning_rate_factor
+from recsys_ray.training.progress import EpochRecord, Progress, TrainResult
+from recsys_ray.training.step import train_step
+from recsys_ray.training.validation import subsample, validate
+
+KeepCheckpoint = Callable[[EpochRecord, Callable[[Path], None]], None]
+"""Called after each epoch by every rank: the epoch's record, and what writes this rank's part into a directory."""
+
+POPULARITY = 0.5
+SAY_EVERY_S = 20.0
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a run meets the world around it.
+
+    Attributes:
+        keep: Keeps a checkpoint after each epoch; None keeps none.
+        resume: A checkpoint to go on from.
+        stop_after: Train exactly so many epochs of the schedule, without early stopping.
+    """
+
+    keep: KeepCheckpoint | None = None
+    resume: Path | None = None
+    stop_after: int | None = None
+
+
+def train(
+    engine: Engine,
+    judged: TwoTower,
+    data: TrainInput,
+    config: TrainingConfig,
+    place: tuple[int, int] = (0, 1),
+    hooks: Hooks | None = None,
+) -> TrainResult:
+    """Train until the epochs are done or validation stops getting better.
+
+    All ranks call it with the same arguments but `place`; with the same seed and number of ranks the weights are the
+    same to the bit, also when the run was cut and went on from a checkpoint.
+
+    Args:
+        engine: Holds the model to train.
+        judged: A second copy of the model on the same device; validation puts the weights of each epoch into it.
+        data: Events, catalogue, validation.
+        config: The settings.
+        place: (rank, world size).
+        hooks: Checkpoints, and where to stop.
+
+    Returns:
+        The weights of the best epoch and what was measured; the weights only on rank 0.
+
+    Raises:
+        TrainingError: When the loss is not finite.
+        ConfigError: When nothing says when to stop: no validation, but patience and no `stop_after`.
+    """
+    hooks = hooks or Hooks()
+    if data.validation is None and config.patience is not None and hooks.stop_after is None:
+        raise ConfigError("training.patience", config.patience, "null, or stop_after", "There is no validation here.")
+    run = _Run(engine, judged, data, config, place)
+    progress = Progress() if hooks.resume is None else load_checkpoint(hooks.resume, engine, place)
+    run.say(run.start_line(progress))
+    last_epoch = min(config.epochs, hooks.stop_after or config.epochs)
+    while progress.epochs < last_epoch and not (hooks.stop_after is None and run.is_over(progress)):
+        record = run.epoch(progress)
+        run.keep_best(progress, record)
+        if hooks.keep is not None:
+            hooks.keep(record, lambda directory: save_checkpoint(directory, engine, progress, place))
+    run.say(f"training done: epoch {progress.best_epoch} of {progress.epochs} is kept")
+    return TrainResult.of(progress)
+
+
+def history_length(config: TrainingConfig, model: TwoTower) -> int:
+    """Events in a window.
+
+    Raises:
+        ConfigError: When the user tower does not read as many.
+    """
+    longest = model.config.user.history
+    if config.max_history is None:
+        return longest
+    if config.max_history > longest:
+        raise ConfigError("training.max_history", config.max_history, f"at most model.user.history = {longest}")
+    return config.max_history
+
+
+class _Run:
+    """What stays the same over the epochs."""
+
+    def __init__(
+        self, engine: Engine, judged: TwoTower, data: TrainInput, config: TrainingConfig, place: tuple[int, int]
+    ) -> None:
+        self._engine, self._judged, self._data, self._config, self._place = engine, judged, data, config, place
+        self._temperature = judged.config.temperature
+        history = history_length(config, judged)
+        self._maker = BatchMaker(data, history, config.batch_size, config.event_weights, config.seed, place)
+        popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
+        self._sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
+        self._steps_per_epoch = steps_per_epoch(data.train, history, config.batch_size)
+        self._validation = (
+            None if data.validation is None else subsample(data.validation, config.validation_users, config.seed)
+        )
+
+    def start_line(self, progress: Progress) -> str:
+        """What is about to happen."""
+        users = f"{len(self._data.train):,} events on {self._data.train.num_items:,} items"
+        begin = f"going on after epoch {progress.epochs}" if progress.epochs else "training"
+        return f"{begin}: {users}, up to {self._config.epochs} epochs of {self._steps_per_epoch} steps"
+
+    def epoch(self, progress: Progress) -> EpochRecord:
+        """Train one epoch, then validate."""
+        epoch = self._maker.epoch(progress.epochs)
+        began = spoke = time.perf_counter()
+        total = sequences = 0.0
+        for done, windows in enumerate(epoch, 1):
+            batch = self._maker.make(windows, self._sampler.draw(progress.step))
+            loss = train_step(self._engine, batch, self._temperature, progress.step, self._learning_rate(progress.step))
+            progress.step += 1
+            total, sequences = total + loss, sequences + batch.num_sequences
+            if time.perf_counter() - spoke > SAY_EVERY_S:
+                spoke = time.perf_counter()
+                self.say(f"epoch {progress.epochs + 1}: step {done} of {len(epoch)}, loss {total / done:.4f}")
+        seconds = time.perf_counter() - began
+        return EpochRecord(progress.epochs + 1, total / len(epoch), sequences / seconds, self._validate())
+
+    def keep_best(self, progress: Progress, record: EpochRecord) -> None:
+        """Record the epoch, and keep its weights when they are the best."""
+        better = progress.improves(record.validation)
+        progress.records.append(record)
+        if better:
+            progress.best_epoch = record.epoch
+            weights = self._engine.weights()
+            if self._place[0] == 0:
+                progress.weights = {name: tensor.clone() for name, tensor in weights.items()}
+        self.say(_epoch_line(record, better))
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether early stopping says so."""
+        patience = self._config.patience
+        return patience is not None and progress.epochs - progress.best_epoch >= patience
+
+    def say(self, text: str) -> None:
+        """A line from rank 0."""
+        if self._place[0] == 0:
+            say(text)
+
+    def _learning_rate(self, step: int) -> float:
+        total = self._steps_per_epoch * self._config.epochs
+        warmup = math.ceil(total * self._config.warmup)
+        return self._config.learning_rate * learning_rate_factor(step, total, warmup, self._config.schedule)
+
+    def _validate(self) -> dict[str, float]:
+        if self._validation is None:
+            return {}
+        self._judged.load_state_dict(self._engine.weights())
+        return validate(self._judged, self._data, self._validation, self._engine.device, self._place)
+
+
+def _epoch_line(record: EpochRecord, better: bool) -> str:
+    line = f"epoch {record.epoch}: loss {record.loss:.4f}, {record.samples_per_s:,.0f} sequences/s"
+    if record.validation:
+        line += ", validation " + ", ".join(f"{name} {value:.4f}" for name, value in record.validation.items())
+        line += " (best so far)" if better else ""
+    return line

@@ -1,0 +1,65 @@
+"""One training step, in plain torch: forward, gather, loss, backward, update."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from recsys_ray.core.errors import TrainingError
+from recsys_ray.training.batches import StepBatch
+from recsys_ray.training.engine import Engine
+from recsys_ray.training.loss import sampled_softmax
+from recsys_ray.training.negatives import gather_with_gradient
+
+
+def train_step(engine: Engine, batch: StepBatch, temperature: float, step: int, learning_rate: float) -> float:
+    """Train on one global batch, of which every rank holds a share.
+
+    Args:
+        engine: Model and optimizer.
+        batch: This rank's share.
+        temperature: Cosines are divided by it.
+        step: Counted from 0 over the whole run; for the error's text.
+        learning_rate: Of this step.
+
+    Returns:
+        The mean loss over the supervised positions of all ranks.
+
+    Raises:
+        TrainingError: On every rank, before the update, when the loss is not finite.
+    """
+    with engine.precision():
+        loss = local_loss(engine, batch.to(engine.device), temperature)
+    whole = global_sum(loss.detach())
+    if not torch.isfinite(whole):
+        raise TrainingError(
+            f"the loss of step {step} is {float(whole)}: training stopped before the update, the last checkpoint "
+            f"stands. Lower training.learning_rate ({learning_rate:g} here), or train in fp32."
+        )
+    engine.backward(loss)
+    engine.step(learning_rate)
+    return float(whole)
+
+
+def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Tensor, ""]:
+    """This rank's part of the loss: over all ranks they add up to the mean over the global batch's positions."""
+    queries, targets, negatives = engine.model(batch.inputs)
+    gathered = gather_with_gradient(negatives, len(batch.negative_rows))
+    total = sampled_softmax(
+        queries,
+        targets,
+        batch.target_rows,
+        gathered,
+        batch.negative_rows,
+        batch.log_expected,
+        (temperature, batch.weights),
+    )
+    return total / batch.num_positions
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """Sum a tensor over all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
