@@ -14,7 +14,7 @@ _INK, _MUTED, _LINE = "#010203", "#040506", "#070809"
 _PAGE_COLOURS = {_INK: "currentColor", _MUTED: "var(--muted)", _LINE: "var(--line)"}
 _FUSED_COLOUR = "#3b76e8"
 _CHANNEL_COLOURS = ("#12968a", "#c2730c", "#9a55d9", "#d8477f", "#6f9417", "#7b8794", "#cf4a3a", "#1f8fb5")
-_WIDTH = 340  # points; the page shows a plot about this wide, so that text stays readable on a phone
+_WIDTH = 300  # points; the page shows a plot about this wide, so that text stays readable on a phone
 _FONT = 11
 _STYLE = {
     "svg.fonttype": "none",  # real text: sharp, selectable, in the page's font
@@ -56,8 +56,8 @@ def bars(rows: Sequence[Bar], title: str, limit: float | None = None) -> str:
     def draw(figure: Any) -> None:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.set_axis_off()
-        # A fifth of the width is left for the text at the end of the longest bar.
-        axes.set_xlim(0, full * 1.27)
+        # More than a fifth of the width is left for the text at the end of the longest bar.
+        axes.set_xlim(0, full * 1.32)
         axes.set_ylim(len(rows) - 0.1, -0.1)
         for line, (row, end) in enumerate(zip(rows, ends, strict=True)):
             axes.text(0, line + 0.27, row.label, va="center", ha="left")
@@ -73,7 +73,7 @@ def index_scatter(rows: Sequence[IndexRow], title: str) -> str:
     """Recall against milliseconds a query, the chosen index ringed and named."""
 
     def draw(figure: Any) -> None:
-        axes = _axes(figure, (0.15, 0.2, 0.81, 0.72))
+        axes = _axes(figure, (0.17, 0.2, 0.79, 0.71))
         for row in rows:
             x, y = 1000 / max(row.queries_per_s, 1e-9), row.recall
             colour = _FUSED_COLOUR if row.chosen else _MUTED
@@ -82,7 +82,7 @@ def index_scatter(rows: Sequence[IndexRow], title: str) -> str:
                 axes.plot([x], [y], "o", color=colour, markersize=16, fillstyle="none")
         axes.set_xscale("log")
         axes.set_xlabel("milliseconds a query (further left is faster)")
-        axes.set_title(f"recall of the exact top {rows[0].k}", loc="left", fontsize=_FONT, x=-0.15)
+        axes.set_title(f"recall of the exact top {rows[0].k}", loc="left", fontsize=_FONT, x=-0.2)
         low = min(row.recall for row in rows)
         axes.set_ylim(max(0.0, low - 0.1 * max(1 - low, 0.05)), 1.0 + 0.12 * max(1 - low, 0.05))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -101,9 +101,9 @@ def training_plot(curve: TrainingCurve, title: str) -> str:
     def draw(figure: Any) -> None:
         for index, (name, values, colour) in enumerate(panels):
             bottom = (height - 135 * (index + 1)) / height
-            axes = _axes(figure, (0.15, bottom + 12 / height, 0.81, 90 / height))
+            axes = _axes(figure, (0.17, bottom + 12 / height, 0.79, 90 / height))
             axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=2, marker="o", markersize=4)
-            axes.set_title(name, loc="left", fontsize=_FONT, x=-0.15)
+            axes.set_title(name, loc="left", fontsize=_FONT, x=-0.2)
             axes.xaxis.get_major_locator().set_params(integer=True)
             if name.startswith("validation"):
                 best = max(range(len(values)), key=lambda epoch: values[epoch])

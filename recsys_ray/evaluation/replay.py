@@ -29,6 +29,8 @@ SHOWN = 10
 # What ranking holds at once for each score: the score and its copy for the targets (float32), the negated copy
 # (float32) and the order (int64) of the top k, two masks.
 _BYTES_PER_SCORE = 4 + 4 + 4 + 8 + 2
+_BYTES_PER_CANDIDATE = 100  # a dozen arrays of the fusion
+_BYTES_PER_SOURCE = 12  # rank (int64) and score (float32) of a candidate in one channel
 
 
 class EvaluationConfig(Config):
@@ -123,7 +125,7 @@ def replay(
     if FUSED in retriever.channels:
         raise ConfigError(f"channels.{FUSED}", FUSED, "any other name", "It is kept for the fused ranking.")
     num_items = len(train_counts)
-    blocks = list(_blocks(len(targets), num_items, config.block_bytes))
+    blocks = list(_blocks(len(targets), config.block_bytes // _query_bytes(retriever, num_items)))
     parts = [
         _replay_block(retriever, slice_targets(targets, start, stop), num_items, user_tokens)
         for start, stop in track(blocks, "Ranking the catalogue", total=len(blocks))
@@ -205,8 +207,15 @@ _NONE_SHOWN = np.zeros((0, SHOWN), np.int64)
 _Block = tuple[dict[str, RankArray], dict[str, IntArray]]
 
 
-def _blocks(num_queries: int, num_items: int, block_bytes: int) -> Iterator[tuple[int, int]]:
-    size = max(1, block_bytes // (max(num_items, 1) * _BYTES_PER_SCORE))
+def _query_bytes(retriever: Retriever, num_items: int) -> int:
+    """What ranking one query holds at once: its scores by one channel, or the lists of all channels while they fuse."""
+    channels = len(retriever.channels)
+    listed = channels * retriever.fusion.depth
+    return max(num_items * _BYTES_PER_SCORE, listed * (_BYTES_PER_CANDIDATE + channels * _BYTES_PER_SOURCE), 1)
+
+
+def _blocks(num_queries: int, size: int) -> Iterator[tuple[int, int]]:
+    size = max(size, 1)
     for start in range(0, num_queries, size):
         yield start, min(start + size, num_queries)
 
@@ -223,8 +232,8 @@ def _replay_block(retriever: Retriever, targets: Targets, num_items: int, user_t
         shown[name] = top_k(scores, SHOWN).rows
     lists = retriever.retrieve(queries)
     # All candidates are kept, so that a tie across the cut still counts at its mean rank.
-    width = sum(candidates.rows.shape[1] for candidates in lists.values())
-    fused = combine(lists, retriever.fusion, max(width, SHOWN)).candidates
+    depth = sum(candidates.rows.shape[1] for candidates in lists.values())
+    fused = combine(lists, retriever.fusion, max(depth, SHOWN)).candidates
     owner = targets.items.row_of_value
     ranks[FUSED] = list_ranks(fused.rows[owner], fused.scores[owner], targets.items.values)
     shown[FUSED] = fused.rows[:, :SHOWN]

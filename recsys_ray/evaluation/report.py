@@ -3,18 +3,20 @@
 import json
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.evaluation.contents import Details, Report
-from recsys_ray.evaluation.page import BUCKET_WORDS, COLUMNS, ranking_order, render
+from recsys_ray.evaluation.page import BUCKET_WORDS, ranking_order, render
 from recsys_ray.evaluation.replay import FUSED
 from recsys_ray.evaluation.summary import Scores
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 _BUCKET_METRIC = "recall@100"
+_TERMINAL_METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "recall@100", "coverage@10")  # fit 80 columns
 
 
 def write_report(directory: Path, report: Report, details: Details) -> None:
@@ -47,26 +49,28 @@ def print_report(report: Report, to: Console | None = None) -> None:
 
 def _metrics_table(report: Report) -> Table:
     title = f"{report.dataset}: {report.users:,} users, {report.items:,} items, {report.protocol}"
-    table = Table(title=title, caption="full ranking, test events", title_justify="left", caption_justify="left")
-    table.add_column("source")
-    for metric in COLUMNS:
-        table.add_column(metric, justify="right")
+    table = _table(title, "full ranking of the catalogue, test events")
+    for metric in _TERMINAL_METRICS:
+        table.add_column(metric.replace("@", "\n@"), justify="right", no_wrap=True)
     for name in ranking_order(report.metrics):
-        numbers = (f"{report.metrics[name].values[metric]:.4f}" for metric in COLUMNS)
+        numbers = (f"{report.metrics[name].values[metric]:.4f}" for metric in _TERMINAL_METRICS)
         table.add_row(name, *numbers, style="bold" if name == FUSED else None)
     return table
 
 
 def _buckets_table(report: Report) -> Table:
-    table = Table(
-        title=f"{_BUCKET_METRIC} by popularity", caption="n: hidden items", title_justify="left", caption_justify="left"
-    )
-    table.add_column("source")
+    table = _table(f"{_BUCKET_METRIC} by popularity of the hidden item", "n: how many hidden items")
     for name, bucket in report.buckets.items():
         table.add_column(f"{BUCKET_WORDS[name][0].lower()}\nn = {bucket.n:,}", justify="right")
     for name in ranking_order(report.metrics):
         numbers = (_number(bucket.scores[name]) for bucket in report.buckets.values())
         table.add_row(name, *numbers, style="bold" if name == FUSED else None)
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    table.add_column("source", overflow="fold")
     return table
 
 

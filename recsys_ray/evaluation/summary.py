@@ -1,6 +1,6 @@
 """From ranks to numbers: metrics with bootstrap intervals, by ranking and by popularity bucket."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from recsys_ray.core.arrays import IntArray
 from recsys_ray.core.errors import DataError
 from recsys_ray.core.metrics import METRICS, coverage
-from recsys_ray.data.dataset import Fold
+from recsys_ray.data.dataset import Fold, Targets
 from recsys_ray.evaluation.replay import BUCKETS, FUSED, SHOWN, EvaluationConfig, Replay, pool, replay, sample_targets
 from recsys_ray.retrieval.retriever import Retriever
 
@@ -20,6 +20,8 @@ _DRAWS_AT_ONCE = 1 << 22
 
 Values = npt.NDArray[np.float64]
 Interval = tuple[float, float]
+Rank = Callable[[int, Targets, IntArray], Replay]
+"""(fold, its targets, (N,) training events of each item) to where the targets stand."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,32 @@ def evaluate(
     config: EvaluationConfig,
     user_tokens: IntArray | None = None,
 ) -> Evaluation:
-    """Replay test and validation of every fold and summarise the pooled queries.
+    """Replay test and validation of every fold in this process and summarise the pooled queries.
 
     Args:
         retrievers: One a fold, fitted on its training events.
         folds: In the same order.
         config: See there.
-        user_tokens: (U, T) attribute tokens of all users; None when users have no attributes.
+        user_tokens: (U, T) attribute tokens of all users; None or T = 0 when users have no attributes.
+
+    Raises:
+        DataError: When there is no test query, or a channel gives scores of a wrong shape or NaN.
     """
+
+    def rank(fold: int, targets: Targets, train_counts: IntArray) -> Replay:
+        return replay(retrievers[fold], targets, train_counts, config, user_tokens)
+
+    return evaluate_with(rank, folds, config)
+
+
+def evaluate_with(rank: Rank, folds: Sequence[Fold], config: EvaluationConfig) -> Evaluation:
+    """`evaluate` by any way of ranking, for example on a cluster."""
     test: list[Replay] = []
     validation: list[Replay] = []
-    for retriever, fold in zip(retrievers, folds, strict=True):
+    for index, fold in enumerate(folds):
         counts = fold.train.item_counts()
-        for done, targets in ((test, fold.test), (validation, fold.validation)):
-            done.append(replay(retriever, sample_targets(targets, config), counts, config, user_tokens))
+        test.append(rank(index, sample_targets(fold.test, config), counts))
+        validation.append(rank(index, sample_targets(fold.validation, config), counts))
     return summarise(pool(test), pool(validation), config)
 
 
