@@ -15,9 +15,10 @@ from recsys_ray.core.errors import ArtifactError
 from recsys_ray.core.events import Events
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.schema import Fields
+from recsys_ray.data.prepare import FOLDS_FILE, input_files, prepare
 from recsys_ray.data.split import TEST, TRAIN, VALIDATION, VALIDATION_REPEAT, PartArray
 
-FOLDS_FILE = "folds.parquet"
+__all__ = ["Dataset", "Fold", "Targets", "fold_of", "input_files", "load_dataset", "prepare"]
 
 
 @dataclass(frozen=True)

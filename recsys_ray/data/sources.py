@@ -123,14 +123,13 @@ def find_files(setting: str, path: str, role: Role) -> list[Path]:
     Raises:
         ConfigError: When nothing is there.
     """
-    given = Path(path).expanduser()
+    given = Path(path).expanduser().absolute()
     if given.is_file():
         return [given]
     if given.is_dir():
         files = _files_of_folder(given, role)
     elif set("*?[") & set(path):
-        anchor = Path(given.anchor or ".")
-        files = sorted(file for file in anchor.glob(str(given.relative_to(given.anchor))) if file.is_file())
+        files = sorted(file for file in Path(given.anchor).glob(str(given.relative_to(given.anchor))) if file.is_file())
     else:
         files = []
     if not files:
