@@ -59,7 +59,7 @@ class TrainingConfig(Config):
     event_weights: bool = False
     average: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(0, ge=0)
-    workers: int = execution(0, ge=0)
+    workers: int = execution(2, ge=0)
     cpus: int = execution(1, ge=1)
     gpus: Literal[0, 1] = execution(0)
     max_failures: int = execution(3, ge=0)

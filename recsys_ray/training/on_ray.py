@@ -1,0 +1,133 @@
+"""The same training as Ray Train workers: checkpoints of all ranks, restart after a lost worker."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from recsys_ray.core.errors import ConfigError, RecsysError, TrainingError
+from recsys_ray.encoders.two_tower import TwoTower, load_towers, save_towers
+from recsys_ray.training.checkpoint import read_result
+from recsys_ray.training.config import TrainingConfig
+from recsys_ray.training.data import TrainInput, load_input, save_input
+from recsys_ray.training.fit import run_rank
+from recsys_ray.training.loop import Hooks
+from recsys_ray.training.progress import EpochRecord, TrainResult
+
+CHECKPOINTS_KEPT = 2
+
+
+def fit_on_ray(
+    model: TwoTower,
+    data: TrainInput,
+    config: TrainingConfig,
+    directory: Path,
+    stop_after: int | None = None,
+) -> TrainResult:
+    """Train on ``config.workers`` Ray Train workers. The model ends with the weights of the result.
+
+    A worker that dies is replaced and training goes on from the newest checkpoint, to the same weights; so does a
+    second call with the same directory after the driver itself died.
+
+    Args:
+        model: Towers with their first weights.
+        data: What to train on.
+        config: The settings, with ``workers`` of at least 1.
+        directory: The run's own folder, on storage that all nodes share; it gets the model, the data and the
+            checkpoints. What is in it already must come from the same model, data and settings.
+        stop_after: Train exactly so many epochs of the schedule, see `Hooks`.
+
+    Raises:
+        ConfigError: When no Ray cluster is connected, or ``workers`` is 0.
+        TrainingError: When the run cannot go on: a loss that is not finite, or more lost workers than allowed.
+    """
+    if not config.workers:
+        raise ConfigError("training.workers", 0, "at least 1 on Ray; fit_in_process trains without")
+    if not ray.is_initialized():
+        raise ConfigError("ray", "no connection", "a connected cluster: see recsys_ray.core.on_ray.connected")
+    directory = directory.resolve()
+    settings = {
+        "model": str(_fresh(directory / "model", lambda path: save_towers(path, model, {}))),
+        "input": str(_fresh(directory / "input", lambda path: save_input(path, data))),
+        "config": config.model_dump(),
+        "stop_after": stop_after,
+    }
+    trainer = TorchTrainer(
+        _work,  # type: ignore[arg-type]  # its return value comes back in the result
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if config.gpus else "gloo"),
+        scaling_config=_scaling(config),
+        run_config=RunConfig(
+            name="run",
+            storage_path=str(directory),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+        ),
+    )
+    result = _read(_fit(trainer))
+    model.load_state_dict(result.weights)
+    return result
+
+
+def _scaling(config: TrainingConfig) -> ScalingConfig:
+    resources = {"CPU": float(config.cpus)}
+    if config.gpus:
+        resources["GPU"] = float(config.gpus)
+    return ScalingConfig(num_workers=config.workers, use_gpu=bool(config.gpus), resources_per_worker=resources)
+
+
+def _fit(trainer: TorchTrainer) -> Any:
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(f"training on Ray failed, the last checkpoint stands: {error}") from error
+
+
+def _read(result: Any) -> TrainResult:
+    """The result of a Ray Train run; its type there does not know the return value yet."""
+    if result.return_value is not None:
+        raise TrainingError(str(result.return_value))
+    if result.checkpoint is None:
+        raise TrainingError(f"the run in {result.path} ended without a checkpoint")
+    with result.checkpoint.as_directory() as path:
+        return read_result(Path(path))
+
+
+def _fresh(path: Path, write: Callable[[Path], Any]) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    write(path)
+    return path
+
+
+def _work(settings: dict[str, Any]) -> str | None:
+    """One worker's run; returns why it stopped, where starting again would not help."""
+    context = ray.train.get_context()
+    place = (context.get_world_rank(), context.get_world_size())
+    config = TrainingConfig.parse(settings["config"])
+    torch.set_num_threads(config.cpus)
+    model = load_towers(Path(settings["model"])).to(get_device())
+    data = load_input(Path(settings["input"]))
+    newest = ray.train.get_checkpoint()
+    try:
+        if newest is None:
+            run_rank(model, data, config, place, Hooks(_keep, None, settings["stop_after"]))
+        else:
+            with newest.as_directory() as path:
+                run_rank(model, data, config, place, Hooks(_keep, Path(path), settings["stop_after"]))
+    except RecsysError as error:
+        return str(error)
+    return None
+
+
+def _keep(record: EpochRecord, write: Callable[[Path], None]) -> None:
+    """Report the epoch with this rank's part of the checkpoint; Ray Train puts the parts of all ranks together."""
+    with tempfile.TemporaryDirectory() as directory:
+        write(Path(directory))
+        metrics = {"epoch": record.epoch, "loss": record.loss, "samples_per_s": record.samples_per_s}
+        ray.train.report({**metrics, **record.validation}, checkpoint=Checkpoint.from_directory(directory))
