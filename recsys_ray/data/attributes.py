@@ -33,8 +33,9 @@ def joined_text(table: pa.Table, fields: list[str]) -> pa.ChunkedArray:
     """The text fields of each row, one a line; null where a row has none."""
     if not fields:
         return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-    parts = [_as_text(table.column(name)) for name in fields]
-    joined = pc.binary_join_element_wise(*parts, "\n", null_handling="skip")
+    # Arrow's null_handling="skip" loses the rows in which every part is null, so each part brings its line end.
+    lines = [pc.binary_join_element_wise(_as_text(table.column(name)), "", "\n") for name in fields]
+    joined = pc.utf8_rtrim_whitespace(pc.binary_join_element_wise(*(pc.fill_null(line, "") for line in lines), ""))
     return pc.if_else(pc.equal(joined, ""), None, joined)
 
 
