@@ -66,7 +66,7 @@ class ExactIndex:
 
     def save(self, directory: Path) -> None:
         """Write the vectors and `index.json`."""
-        np.save(directory / VECTORS_FILE, self.vectors)
+        save_vectors(directory, self.vectors)
         (directory / INDEX_FILE).write_text(json.dumps({"factory": EXACT}) + "\n")
 
 
@@ -75,6 +75,11 @@ def blocks(num_queries: int, num_items: int) -> Iterator[tuple[int, int]]:
     size = max(1, _BLOCK_BYTES // (4 * max(num_items, 1)))
     for start in range(0, num_queries, size):
         yield start, min(start + size, num_queries)
+
+
+def save_vectors(directory: Path, vectors: FloatArray) -> None:
+    """Write `vectors.npy`."""
+    np.save(directory / VECTORS_FILE, np.ascontiguousarray(vectors, np.float32))
 
 
 def load_vectors(directory: Path) -> FloatArray:
@@ -89,8 +94,8 @@ def load_vectors(directory: Path) -> FloatArray:
         raise ArtifactError(f"{directory / VECTORS_FILE} cannot be read: {error}") from None
     if vectors.ndim != 2 or vectors.dtype != np.float32:
         raise ArtifactError(f"{directory / VECTORS_FILE} holds {vectors.dtype} {vectors.shape}, not float32 (N, D)")
-    mapped: FloatArray = vectors
-    return mapped
+    # A plain view: the memmap subclass costs microseconds at each indexing.
+    return np.asarray(vectors)
 
 
 def _mask(scores: FloatArray, exclude: Ragged, start: int, stop: int, subset: IntArray | None) -> None:

@@ -45,6 +45,4 @@ def top_k(scores: FloatArray, k: int) -> Candidates:
 
 def concatenate(parts: list[Candidates]) -> Candidates:
     """The lists of several batches, one after the other; all of the same width."""
-    return Candidates(
-        np.concatenate([part.rows for part in parts]), np.concatenate([part.scores for part in parts])
-    )
+    return Candidates(np.concatenate([part.rows for part in parts]), np.concatenate([part.scores for part in parts]))

@@ -1,0 +1,153 @@
+"""TF-IDF vectors of the catalogue's texts and attributes, and of free text in the same vocabulary.
+
+Salton and Buckley 1988: term frequency 1 + ln(count), inverse document frequency ln((1 + N) / (1 + n)) + 1; unit
+length.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+
+from recsys_ray.core import schema
+from recsys_ray.core.arrays import FloatArray, Ragged
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.core.schema import Fields
+from recsys_ray.retrieval.channels.table import SparseRows, Table
+
+_WORD = re.compile(r"\w+")
+_TERMS_FILE = "terms.json"
+_IDF_FILE = "idf.npy"
+_ITEMS, _POSTINGS = "items", "postings"
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """A vocabulary, and the catalogue in it.
+
+    Attributes:
+        terms: (V,) words ("shimmer") and attribute values ("color=red").
+        idf: (V,) float32.
+        items: (N, V) unit rows.
+        postings: (V, N) its transpose: the items of each term.
+    """
+
+    terms: tuple[str, ...]
+    idf: FloatArray
+    items: Table
+    postings: Table
+
+    @cached_property
+    def term_rows(self) -> dict[str, int]:
+        """Term to its row."""
+        return {term: row for row, term in enumerate(self.terms)}
+
+    def of_texts(self, texts: Sequence[str | None]) -> SparseRows:
+        """Unit vectors of free texts; unknown words are ignored, None is empty."""
+        counted = [Counter(words(text or "")) for text in texts]
+        known = [{self.term_rows[term]: count for term, count in c.items() if term in self.term_rows} for c in counted]
+        columns = Ragged.of([list(counts) for counts in known])
+        counts = np.array([count for row in known for count in row.values()], np.float32)
+        values = (1 + np.log(counts)) * self.idf[columns.values] if len(counts) else counts
+        norms = np.sqrt(np.bincount(columns.row_of_value, values**2, minlength=len(texts)))
+        return SparseRows(columns, (values / norms[columns.row_of_value]).astype(np.float32))
+
+    def of_items(self, rows: SparseRows) -> SparseRows:
+        """For each query, the weighted sum of its items' vectors."""
+        steps = sp.csr_matrix(
+            (rows.values, rows.columns.values, rows.columns.offsets), (len(rows.columns), self.num_items)
+        )
+        total = sp.csr_matrix(steps @ self.items.matrix())
+        total.sort_indices()
+        return SparseRows(Ragged(total.indices.astype(np.int64), total.indptr.astype(np.int64)), total.data)
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.postings.num_columns
+
+    def save(self, directory: Path) -> None:
+        """Write into an existing directory."""
+        (directory / _TERMS_FILE).write_text(json.dumps(self.terms, ensure_ascii=False))
+        np.save(directory / _IDF_FILE, self.idf)
+        for name, table in ((_ITEMS, self.items), (_POSTINGS, self.postings)):
+            (directory / name).mkdir()
+            table.save(directory / name)
+
+    @classmethod
+    def load(cls, directory: Path) -> "TfIdf":
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: When a file is missing or cannot be read.
+        """
+        try:
+            terms = tuple(json.loads((directory / _TERMS_FILE).read_text()))
+            idf = np.load(directory / _IDF_FILE, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"the vocabulary in {directory} cannot be read: {error}") from None
+        return cls(terms, idf, Table.load(directory / _ITEMS), Table.load(directory / _POSTINGS))
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased runs of letters and digits of any script."""
+    return _WORD.findall(text.lower())
+
+
+def vectorise(items: pa.Table, fields: Fields, attribute_words: bool, max_share: float) -> TfIdf:
+    """TF-IDF vectors of the whole catalogue.
+
+    Args:
+        items: With the derived column `_text` where there are text fields.
+        fields: Names the categorical fields; each value is a term "field=value".
+        attribute_words: Whether the words of categorical values count as words of the text too, so that a text query
+            finds them.
+        max_share: Terms that more than this share of the items have are left out.
+    """
+    documents = [Counter(document) for document in _documents(items, fields, attribute_words)]
+    frequency = Counter(term for document in documents for term in document)
+    most = max_share * max(len(documents), 1)
+    terms = sorted(term for term, count in frequency.items() if count <= most)
+    rows = {term: row for row, term in enumerate(terms)}
+    idf = np.array([np.log((1 + len(documents)) / (1 + frequency[term])) + 1 for term in terms], np.float32)
+    vectors = _weighted(documents, rows, idf)
+    return TfIdf(tuple(terms), idf, Table.of(vectors), Table.of(vectors.T))
+
+
+def _weighted(documents: list[Counter[str]], rows: dict[str, int], idf: FloatArray) -> sp.csr_matrix:
+    """(N, V) unit TF-IDF vectors."""
+    known = [[(rows[term], count) for term, count in document.items() if term in rows] for document in documents]
+    indptr = np.concatenate([[0], np.cumsum([len(document) for document in known])]).astype(np.int64)
+    columns = np.array([column for document in known for column, _ in document], np.int64)
+    counts = np.array([count for document in known for _, count in document], np.float32)
+    matrix = sp.csr_matrix(((1 + np.log(counts)) * idf[columns], columns, indptr), (len(documents), len(rows)))
+    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(1)).ravel())
+    return sp.csr_matrix(sp.diags(1 / np.maximum(norms, 1e-12)) @ matrix)
+
+
+def _documents(items: pa.Table, fields: Fields, attribute_words: bool) -> Iterable[list[str]]:
+    """The terms of each item, with repetitions."""
+    texts = items.column(schema.TEXT).to_pylist() if schema.TEXT in items.column_names else [None] * items.num_rows
+    columns = {name: items.column(name).to_pylist() for name in fields.categorical if name in items.column_names}
+    for row, text in enumerate(texts):
+        document = words(text or "")
+        for name, values in columns.items():
+            for value in _values(values[row]):
+                document.append(f"{name}={value}")
+                if attribute_words:
+                    document += words(value)
+        yield document
+
+
+def _values(value: object) -> list[str]:
+    """A categorical cell as strings: a list of them, one, or none."""
+    if value is None:
+        return []
+    return [str(one) for one in value if one is not None] if isinstance(value, list) else [str(value)]

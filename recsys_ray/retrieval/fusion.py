@@ -1,0 +1,239 @@
+"""Fusion: the channels' lists merged into one. Pure; serving and evaluation call the same `combine`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from recsys_ray.core.arrays import FloatArray, IntArray
+from recsys_ray.core.config import Config
+from recsys_ray.core.errors import ArtifactError, ConfigError
+from recsys_ray.retrieval.candidates import Candidates
+
+Numbers = npt.NDArray[np.float64]
+Method = Literal["reciprocal_rank", "weighted"]
+DEFAULT_TEMPERATURES: dict[str, tuple[float, ...]] = {"nearest": (0.05, 0.1, 0.2, 0.4)}
+DEFAULT_OBJECTIVE = {"recall@10": 1.0, "ndcg@10": 1.0, "recall@100": 1.0}
+
+
+class FusionConfig(Config):
+    """How lists are merged.
+
+    Attributes:
+        method: "reciprocal_rank" sums weight / (rrf_k + rank) (Cormack et al. 2009); "weighted" sums weight times the
+            channel's scaled score.
+        rrf_k: The constant of reciprocal rank.
+        depth: Candidates that each channel gives.
+        weights: Channel to weight; null chooses them on validation.
+        temperatures: For "weighted": channels whose scores are scaled by exp((score - best) / T) instead of division
+            by the best score, to the T that are tried on validation (the first where weights are given).
+        objective: What the weights are chosen for: metric to its share.
+        max_queries: Weights are chosen on at most this many validation queries.
+        rounds: Passes over the channels of the coordinate search at most.
+    """
+
+    method: Method = "weighted"
+    rrf_k: float = Field(60.0, ge=0)
+    depth: int = Field(200, ge=1, le=10_000)
+    weights: dict[str, float] | None = None
+    temperatures: dict[str, tuple[float, ...]] = Field(
+        default_factory=lambda: dict(DEFAULT_TEMPERATURES),
+    )
+    objective: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_OBJECTIVE))
+    max_queries: int = Field(3000, ge=1)
+    rounds: int = Field(4, ge=1)
+
+
+class Fusion(Config):
+    """A finished fusion: nothing is left to choose.
+
+    Attributes:
+        method: See `FusionConfig`.
+        rrf_k: See `FusionConfig`.
+        depth: Candidates that each channel gives.
+        weights: Channel to weight, for every channel.
+        temperatures: Channel to T, for those scaled by exp((score - best) / T).
+        chosen_on: What the weights come from, for people.
+    """
+
+    method: Method = "reciprocal_rank"
+    rrf_k: float = Field(60.0, ge=0)
+    depth: int = Field(200, ge=1)
+    weights: dict[str, float]
+    temperatures: dict[str, float] = Field(default_factory=dict)
+    chosen_on: str = ""
+
+    @classmethod
+    def equal(cls, channels: list[str], depth: int) -> Self:
+        """Reciprocal rank with equal weights: needs no validation."""
+        return cls(weights=dict.fromkeys(channels, 1.0), depth=depth, chosen_on="equal weights")
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: When the file is missing or not a fusion.
+        """
+        try:
+            return cls.model_validate_json(path.read_text())
+        except (OSError, ValidationError, json.JSONDecodeError) as error:
+            raise ArtifactError(f"{path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The merged lists, and where each candidate came from.
+
+    Attributes:
+        candidates: (B, K) best first. Equal scores: the one with the better best rank first, then the lower row.
+        channels: The C channels that gave lists.
+        ranks: (B, K, C) rank from 0 in each channel's list, -1 where the channel does not have it.
+        scores: (B, K, C) the channel's own score, minus infinity where it does not have it.
+        shares: (B, K, C) what the channel adds to the fused score.
+    """
+
+    candidates: Candidates
+    channels: tuple[str, ...]
+    ranks: IntArray
+    scores: FloatArray
+    shares: FloatArray
+
+    def sources(self, query: int, place: int) -> dict[str, int]:
+        """Channel to rank from 0, for one candidate, best rank first."""
+        ranks = self.ranks[query, place].tolist()
+        found = [(rank, name) for rank, name in zip(ranks, self.channels, strict=True) if rank >= 0]
+        return {name: rank for rank, name in sorted(found)}
+
+
+@dataclass(frozen=True)
+class Union:
+    """All lists of B queries end to end, and the distinct candidates in them.
+
+    Attributes:
+        query: (U,) query of each distinct candidate, rising.
+        row: (U,) its item row, rising within a query.
+        member: (E,) the distinct candidate behind each list entry.
+        channel: (E,) the channel of each entry.
+        rank: (E,) its rank from 0 in its list.
+        score: (E,) its own score.
+    """
+
+    query: IntArray
+    row: IntArray
+    member: IntArray
+    channel: IntArray
+    rank: IntArray
+    score: FloatArray
+
+
+def combine(lists: dict[str, Candidates], fusion: Fusion, k: int) -> Fused:
+    """Merge the channels' lists of B queries.
+
+    Args:
+        lists: Channel to its candidates, all for the same B queries. A channel that was late may be missing.
+        fusion: Method and weights.
+        k: How many to keep.
+
+    Raises:
+        ConfigError: When there is no list, or the fusion has no weight for a channel.
+    """
+    names = tuple(lists)
+    _require_weights(names, fusion)
+    union = unite(lists)
+    weights = np.array([fusion.weights[name] for name in names])
+    parts = weights[union.channel] * contributions(lists, union, fusion)
+    scores = np.bincount(union.member, parts, minlength=len(union.row)).astype(np.float32)
+    order, place = _ranked(union, scores, k)
+    num_queries = len(lists[names[0]])
+    result = Candidates.empty(num_queries, k)
+    result.rows[union.query[order], place] = union.row[order]
+    result.scores[union.query[order], place] = scores[order]
+    return _with_sources(union, order, place, parts, result, names)
+
+
+def unite(lists: dict[str, Candidates]) -> Union:
+    """Put all lists end to end and find the distinct candidates of each query."""
+    width = sum(candidates.rows.shape[1] for candidates in lists.values())
+    rows = np.concatenate([candidates.rows for candidates in lists.values()], axis=1)
+    scores = np.concatenate([candidates.scores for candidates in lists.values()], axis=1)
+    depths = [candidates.rows.shape[1] for candidates in lists.values()]
+    channel = np.repeat(np.arange(len(depths)), depths)
+    rank = np.concatenate([np.arange(depth) for depth in depths])
+    flat = np.flatnonzero(rows.ravel() >= 0)
+    query, column = flat // max(width, 1), flat % max(width, 1)
+    row = rows.ravel()[flat]
+    span = int(row.max(initial=0)) + 1
+    distinct, member = np.unique(query * span + row, return_inverse=True)
+    return Union(distinct // span, distinct % span, member, channel[column], rank[column], scores.ravel()[flat])
+
+
+def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) -> Numbers:
+    """(E,) what each list entry counts before its channel's weight."""
+    if fusion.method == "reciprocal_rank":
+        reciprocal: Numbers = 1.0 / (fusion.rrf_k + union.rank + 1.0)
+        return reciprocal
+    entry_query = union.query[union.member]
+    counts = np.empty(len(union.score))
+    for place, (name, candidates) in enumerate(lists.items()):
+        mine = union.channel == place
+        best = candidates.scores[entry_query[mine], 0].astype(np.float64)
+        counts[mine] = scaled(union.score[mine], best, fusion.temperatures.get(name))
+    return counts
+
+
+def scaled(scores: FloatArray, best: Numbers, temperature: float | None) -> Numbers:
+    """Scores of a list on a common scale of at most 1, given the best score of each entry's list."""
+    if temperature is not None:
+        decayed: Numbers = np.exp((scores.astype(np.float64) - best) / temperature)
+        return decayed
+    # A list whose best score is not positive has no scale of its own: all of it counts nothing, and fills up.
+    return np.where(best > 0, np.maximum(scores, 0) / np.where(best > 0, best, 1.0), 0.0)
+
+
+def _require_weights(names: tuple[str, ...], fusion: Fusion) -> None:
+    if not names:
+        raise ConfigError("fusion", "no list", "the list of at least one channel")
+    for name in names:
+        if name not in fusion.weights:
+            raise ConfigError(f"fusion.weights.{name}", None, f"a weight; known are {', '.join(fusion.weights)}")
+
+
+def _ranked(union: Union, scores: FloatArray, k: int) -> tuple[IntArray, IntArray]:
+    """The k best distinct candidates of each query, and the place of each in its list."""
+    best_rank = np.full(len(union.row), np.iinfo(np.int64).max)
+    np.minimum.at(best_rank, union.member, union.rank)
+    order = np.lexsort((union.row, best_rank, -scores, union.query))
+    query = union.query[order]
+    first = np.flatnonzero(np.concatenate([[True], query[1:] != query[:-1]])) if len(query) else query
+    place = np.arange(len(query)) - np.repeat(first, np.diff(np.append(first, len(query))))
+    kept = place < k
+    return order[kept], place[kept]
+
+
+def _with_sources(
+    union: Union, order: IntArray, place: IntArray, parts: Numbers, result: Candidates, names: tuple[str, ...]
+) -> Fused:
+    shape = (*result.rows.shape, len(names))
+    ranks, scores, shares = (
+        np.full(shape, -1, np.int64),
+        np.full(shape, -np.inf, np.float32),
+        np.zeros(shape, np.float32),
+    )
+    place_of = np.full(len(union.row), -1)
+    place_of[order] = place
+    entry_place = place_of[union.member]
+    kept = entry_place >= 0
+    where = (union.query[union.member[kept]], entry_place[kept], union.channel[kept])
+    ranks[where] = union.rank[kept]
+    scores[where] = union.score[kept]
+    shares[where] = parts[kept]
+    return Fused(result, names, ranks, scores, shares)

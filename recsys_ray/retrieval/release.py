@@ -1,0 +1,326 @@
+"""A loaded release: all that answering needs, without Ray. ``load_release(path).recommend(history=["1", "2"], k=20)``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_ray.core import schema
+from recsys_ray.core.arrays import IntArray, Ragged
+from recsys_ray.core.artifacts import MANIFEST, Artifact, open_artifact, verify
+from recsys_ray.core.errors import ArtifactError, ConfigError, DataError
+from recsys_ray.core.ids import IdMap
+from recsys_ray.core.progress import say
+from recsys_ray.core.schema import Fields
+from recsys_ray.online.history import HISTORIES_FILE, PublishedHistories, read_histories
+from recsys_ray.retrieval.channel import Channel
+from recsys_ray.retrieval.channels import load_channel
+from recsys_ray.retrieval.channels.nearest import NearestChannel
+from recsys_ray.retrieval.explain import Source, explain
+from recsys_ray.retrieval.filters import allowed_items
+from recsys_ray.retrieval.fusion import Fused, Fusion
+from recsys_ray.retrieval.query import Queries
+from recsys_ray.retrieval.query_encoder import BackboneLoader, FrozenQueryEncoder, QueryEncoder, TowerQueryEncoder
+from recsys_ray.retrieval.release_parts import (
+    BACKBONES,
+    CHANNELS,
+    FUSION_FILE,
+    KIND,
+    RELEASE_FILE,
+    TOWERS,
+    FrozenSpace,
+    ReleaseParts,
+    require_spaces,
+    write_release,
+)
+from recsys_ray.retrieval.retriever import Retriever
+
+if TYPE_CHECKING:
+    from recsys_ray.encoders.modality import Backbone
+
+__all__ = [
+    "Question",
+    "Recommended",
+    "Release",
+    "ReleaseParts",
+    "load_encoders",
+    "load_release",
+    "load_release_channel",
+    "open_release",
+    "resolve_release",
+    "write_release",
+]
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """One item of an answer.
+
+    Attributes:
+        item_id: External id.
+        title: For people, None where the catalogue has none.
+        score: Fused score; comparable within one answer only.
+        channels: Channel to rank from 1 in its own list, best first.
+        fields: The catalogue fields that were asked for.
+    """
+
+    item_id: str
+    title: str | None
+    score: float
+    channels: dict[str, int]
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question in rows, and what of it the release does not know.
+
+    Attributes:
+        queries: One query.
+        channels: The channels that have something to say to it.
+        unknown_items: Item ids that were ignored.
+        known_user: False when a user id was given that has no history here.
+    """
+
+    queries: Queries
+    channels: tuple[str, ...]
+    unknown_items: tuple[str, ...] = ()
+    known_user: bool = True
+
+
+@dataclass(frozen=True)
+class Release:
+    """Everything that answering needs, verified and loaded.
+
+    Attributes:
+        artifact: The directory and its manifest.
+        retriever: Channels, encoders, fusion.
+        items: The catalogue's original fields, in row order.
+        item_ids: Ids and rows.
+        fields: What the fields are used for.
+        histories: What the release knows of users.
+    """
+
+    artifact: Artifact
+    retriever: Retriever
+    items: pa.Table
+    item_ids: IdMap
+    fields: Fields
+    histories: PublishedHistories
+
+    @property
+    def id(self) -> str:
+        """The release's id."""
+        return self.artifact.id
+
+    @cached_property
+    def titles(self) -> list[str | None]:
+        """(N,) titles in row order."""
+        if self.fields.title is None:
+            return [None] * self.items.num_rows
+        titles: list[str | None] = self.items.column(self.fields.title).to_pylist()
+        return titles
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        user_id: str | None = None,
+        text: str | None = None,
+        k: int = 20,
+        *,
+        exclude_seen: bool = True,
+        filters: Mapping[str, Any] | None = None,
+        fields: Sequence[str] = (),
+    ) -> list[Recommended]:
+        """The k best items for a history or a user, and a text that may come with them.
+
+        Ids that the catalogue does not have are ignored, with a line that says so. Without any history the answer is
+        that of the channels that answer everybody alike (popularity).
+
+        Args:
+            history: Item ids, oldest first.
+            user_id: Instead of a history: a user the release knows.
+            text: What the user asks for.
+            k: How many.
+            exclude_seen: Whether items of the history are left out.
+            filters: Conditions on catalogue fields, see `retrieval.filters`.
+            fields: Catalogue fields to put into the answer.
+
+        Raises:
+            ConfigError: When both history and user are given, or a filter or a field is wrong.
+        """
+        question = self.question(history, user_id, text, exclude_seen=exclude_seen, filters=filters)
+        if question.unknown_items:
+            say(f"ignored, not in the catalogue: {', '.join(question.unknown_items)}")
+        if not question.known_user:
+            say(f"user {user_id!r} is unknown: answered as for somebody new")
+        return self.answer(self.ask(question, k), fields=fields)
+
+    def similar(
+        self, item_id: str, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
+    ) -> list[Recommended]:
+        """The k items most like one.
+
+        Raises:
+            DataError: When the catalogue does not have the item.
+        """
+        if item_id not in self.item_ids:
+            raise DataError(f"item {item_id!r} is not in the catalogue of release {self.id}")
+        question = self.question([item_id], filters=filters)
+        return self.answer(self.ask(self._evidence_only(question), k), fields=fields)
+
+    def search(
+        self, text: str, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
+    ) -> list[Recommended]:
+        """The k items that fit a text best."""
+        question = self.question(text=text, filters=filters)
+        return self.answer(self.ask(question, k), fields=fields)
+
+    def search_picture(
+        self, picture: bytes, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
+    ) -> list[Recommended]:
+        """The k items nearest to a picture (JPEG, PNG, …).
+
+        Raises:
+            ConfigError: When no space of the release reads pictures.
+            DataError: When the picture cannot be decoded.
+        """
+        question = self.question(filters=filters)
+        vectors = {}
+        for encoder in self.retriever.encoders:
+            found = encoder.of_pieces("image", [picture])
+            if found is not None:
+                vectors[encoder.space_id] = found
+        spaces = {name: c.space_id for name, c in self.retriever.channels.items() if isinstance(c, NearestChannel)}
+        names = [name for name, space in spaces.items() if space in vectors]
+        if not names:
+            raise ConfigError("search", "a picture", "a text", f"Release {self.id} was made without pictures.")
+        retriever = self.retriever.only(names, Fusion.equal(names, self.retriever.fusion.depth))
+        queries = question.queries.with_vectors(vectors)
+        from recsys_ray.retrieval.fusion import combine
+
+        return self.answer(combine(retriever.retrieve(queries, k), retriever.fusion, k), fields=fields)
+
+    def question(
+        self,
+        history: Sequence[str] | None = None,
+        user_id: str | None = None,
+        text: str | None = None,
+        *,
+        exclude_seen: bool = True,
+        filters: Mapping[str, Any] | None = None,
+    ) -> Question:
+        """A question in external ids as one query; see `recommend`."""
+        if history is not None and user_id is not None:
+            raise ConfigError("recommend", {"history": list(history), "user_id": user_id}, "one of the two")
+        known_user = user_id is None or user_id in self.histories
+        ids = self.histories.get(user_id) if user_id is not None else list(history or [])
+        rows = self.item_ids.rows(ids)
+        known = Ragged.of([rows[rows >= 0]])
+        queries = Queries(
+            history=known,
+            exclude=known if exclude_seen else Ragged.empty(1),
+            texts=(text or None,),
+            user_tokens=self._user_tokens(user_id),
+            allowed=allowed_items(self.items, filters) if filters else None,
+        )
+        unknown = tuple(item for item, row in zip(ids, rows, strict=True) if row < 0)
+        return Question(queries, self._channels_for(queries), unknown, known_user)
+
+    def ask(self, question: Question, k: int) -> Fused:
+        """The k best fused candidates of the channels that the question concerns."""
+        return self._retriever_for(question).recommend(question.queries, k)
+
+    def fusion_for(self, question: Question) -> Fusion:
+        """The fusion a question's lists are merged by: the tuned one, or equal weights where it was tuned for less.
+
+        Weights are chosen for recommending from histories; a question by text alone asks other strengths of the
+        channels, and has no validation.
+        """
+        if len(question.queries.history.values):
+            return self.retriever.fusion
+        return Fusion.equal(list(question.channels), self.retriever.fusion.depth)
+
+    def answer(self, fused: Fused, query: int = 0, fields: Sequence[str] = ()) -> list[Recommended]:
+        """The fused candidates of one query in external ids.
+
+        Raises:
+            ConfigError: When a field is not in the catalogue.
+        """
+        rows = fused.candidates.rows[query]
+        rows = rows[rows >= 0]
+        shown = self._fields(rows, fields)
+        scores = fused.candidates.scores[query].tolist()
+        return [
+            Recommended(
+                self.item_ids.external(row),
+                self.titles[row],
+                scores[place],
+                {name: rank + 1 for name, rank in fused.sources(query, place).items()},
+                shown[place] if shown else {},
+            )
+            for place, row in enumerate(rows.tolist())
+        ]
+
+    def explain(self, fused: Fused, query: int = 0) -> list[list[Source]]:
+        """For each candidate of `answer`: what every channel said of it."""
+        count = int((fused.candidates.rows[query] >= 0).sum())
+        return [explain(fused, query, place) for place in range(count)]
+
+    def _retriever_for(self, question: Question) -> Retriever:
+        return self.retriever.only(list(question.channels), self.fusion_for(question))
+
+    def _channels_for(self, queries: Queries) -> tuple[str, ...]:
+        """A text asks for what fits it: channels that answer everybody alike would fill up with what does not."""
+        channels = self.retriever.channels
+        if queries.texts[0] and not len(queries.history.values):
+            return tuple(name for name, channel in channels.items() if channel.reads & {"text", "vectors"})
+        return tuple(channels)
+
+    def _evidence_only(self, question: Question) -> Question:
+        channels = tuple(name for name in question.channels if self.retriever.channels[name].reads)
+        return Question(question.queries, channels)
+
+    def _user_tokens(self, user_id: str | None) -> IntArray | None:
+        tokens = self.histories.tokens(user_id) if user_id is not None else []
+        return np.array([tokens], np.int64) if tokens else None
+
+    def _fields(self, rows: IntArray, fields: Sequence[str]) -> list[dict[str, Any]]:
+        for name in fields:
+            if name not in self.items.column_names:
+                raise ConfigError("fields", name, ", ".join(self.items.column_names))
+        if not fields:
+            return []
+        shown: list[dict[str, Any]] = self.items.select(list(fields)).take(pa.array(rows)).to_pylist()
+        return shown
+
+
+def load_release(path: str | Path) -> Release:
+    """Verify and load a release.
+
+    Args:
+        path: A release's directory, or the storage of a run: then its newest release.
+
+    Raises:
+        ArtifactError: When there is none, a file is missing, changed or not readable.
+        SpaceError: When towers and an index belong to different spaces.
+        MissingExtraError: When its index needs FAISS and it is not installed.
+    """
+    artifact = open_release(path)
+    names = _settings(artifact)["channels"]
+    channels = {name: load_release_channel(artifact, name) for name in names}
+    items = pq.read_table(artifact.file(schema.ITEMS_FILE)).combine_chunks()
+    return Release(
+        artifact=artifact,
+        retriever=Retriever(channels, load_encoders(artifact, channels), Fusion.load(artifact.file(FUSION_FILE))),
+        items=items,
+        item_ids=IdMap(items.column(schema.ITEM_ID).to_pylist()),
+        fields=Fields.load(artifact.file(schema.FIELDS_FILE)),
+        histories=read_histories(artifact.file(HISTORIES_FILE)),
+    )

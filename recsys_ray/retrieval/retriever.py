@@ -1,0 +1,50 @@
+"""The retriever: encoders, channels and fusion joined; the same online and offline."""
+
+from dataclasses import dataclass
+
+from recsys_ray.core.arrays import FloatArray
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.retrieval.candidates import Candidates
+from recsys_ray.retrieval.channel import Channel
+from recsys_ray.retrieval.fusion import Fused, Fusion, combine
+from recsys_ray.retrieval.query import Queries
+from recsys_ray.retrieval.query_encoder import QueryEncoder
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """From questions to candidates.
+
+    Attributes:
+        channels: Name to channel.
+        encoders: They fill in the query vectors that channels read.
+        fusion: How the channels' lists are merged; it has a weight for each of them.
+    """
+
+    channels: dict[str, Channel]
+    encoders: tuple[QueryEncoder, ...]
+    fusion: Fusion
+
+    def __post_init__(self) -> None:
+        missing = set(self.channels) - set(self.fusion.weights)
+        if missing:
+            raise ConfigError("fusion.weights", sorted(self.fusion.weights), f"all channels; missing {sorted(missing)}")
+
+    def encode(self, queries: Queries) -> Queries:
+        """The questions with the vectors of every encoder."""
+        vectors: dict[str, FloatArray] = {}
+        for encoder in self.encoders:
+            vectors |= encoder.encode(queries)
+        return queries.with_vectors(vectors)
+
+    def retrieve(self, queries: Queries, depth: int | None = None) -> dict[str, Candidates]:
+        """Each channel's own list for encoded questions, `depth` deep (the fusion's depth by default)."""
+        return {name: channel.retrieve(queries, depth or self.fusion.depth) for name, channel in self.channels.items()}
+
+    def recommend(self, queries: Queries, k: int) -> Fused:
+        """The k best of all channels together; questions need not be encoded yet."""
+        return combine(self.retrieve(self.encode(queries), max(k, self.fusion.depth)), self.fusion, k)
+
+    def only(self, names: list[str], fusion: Fusion | None = None) -> "Retriever":
+        """The same with some of the channels."""
+        return Retriever({name: self.channels[name] for name in names}, self.encoders, fusion or self.fusion)

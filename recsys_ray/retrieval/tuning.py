@@ -1,0 +1,169 @@
+"""Fusion weights chosen on validation, never on test: a coordinate search over the union of the channels' lists."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys_ray.core import metrics
+from recsys_ray.core.arrays import IntArray, Ragged
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.retrieval.candidates import Candidates
+from recsys_ray.retrieval.fusion import Fusion, FusionConfig, Numbers, contributions, unite
+
+_FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
+_BIRTH = (0.1, 0.25, 0.5, 1.0)  # what a channel at weight 0 is tried with
+_MAX_PAIRS = 10_000
+
+
+def tune(lists: dict[str, Candidates], targets: Ragged, config: FusionConfig) -> Fusion:
+    """A finished fusion: with the weights of the config, or with the best that the search finds.
+
+    Args:
+        lists: Channel to its candidates for Q validation queries, `config.depth` deep.
+        targets: (Q) the item rows that each query should find.
+        config: See `FusionConfig`.
+
+    Raises:
+        ConfigError: When given weights do not name the channels, an objective is no metric, or there is nothing to
+            choose on.
+    """
+    temperatures = {name: values for name, values in config.temperatures.items() if name in lists}
+    fusion = Fusion(
+        method=config.method,
+        rrf_k=config.rrf_k,
+        depth=config.depth,
+        weights=config.weights or dict.fromkeys(lists, 1.0),
+        temperatures={name: values[0] for name, values in temperatures.items()} if config.method == "weighted" else {},
+        chosen_on="given",
+    )
+    if config.weights is not None:
+        _require_names(config.weights, lists)
+        return fusion
+    unknown = set(config.objective) - set(metrics.METRICS)
+    if unknown:
+        raise ConfigError("fusion.objective", sorted(unknown), ", ".join(metrics.METRICS))
+    if len(targets) == 0:
+        raise ConfigError("fusion.weights", None, "a weight for each channel", "There is no validation to choose on.")
+    lists, targets = _sample(lists, targets, config.max_queries)
+    search = _Search(lists, targets, config)
+    return search.run(fusion, temperatures).model_copy(update={"chosen_on": f"{len(targets)} validation queries"})
+
+
+@dataclass(frozen=True)
+class _Search:
+    lists: dict[str, Candidates]
+    targets: Ragged
+    config: FusionConfig
+
+    def run(self, fusion: Fusion, temperatures: dict[str, tuple[float, ...]]) -> Fusion:
+        """Weights at the first temperatures; then, for each channel, a temperature that does better with new weights."""
+        best, fusion = self._weigh(fusion)
+        for name, values in temperatures.items() if fusion.method == "weighted" else ():
+            for value in values[1:]:
+                other = fusion.model_copy(update={"temperatures": {**fusion.temperatures, name: value}})
+                score, tried = self._weigh(other)
+                if score > best:
+                    best, fusion = score, tried
+        return fusion
+
+    def _weigh(self, fusion: Fusion) -> tuple[float, Fusion]:
+        """Coordinate search over the weights from where `fusion` stands."""
+        problem = _problem(self.lists, self.targets, fusion)
+        names = list(self.lists)
+        weights = np.array([fusion.weights[name] for name in names])
+        best = problem.value(weights, self.config.objective)
+        for _ in range(self.config.rounds):
+            improved = False
+            for place in range(len(names)):
+                for candidate in _neighbours(weights, place):
+                    value = problem.value(candidate, self.config.objective)
+                    if value > best + 1e-9:
+                        best, weights, improved = value, candidate, True
+            if not improved:
+                break
+        scaled = weights / weights.max()
+        return best, fusion.model_copy(update={"weights": dict(zip(names, scaled.round(6).tolist(), strict=True))})
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The union's entries by distinct candidate and channel, and where the targets are.
+
+    Attributes:
+        features: (U, C) what each channel gives each distinct candidate.
+        pair_members: (P * members) the distinct candidates of each (query, target) pair's query, end to end.
+        pair_of_member: The pair of each of them.
+        target_member: (P,) the distinct candidate that is the target, -1 where no list has it.
+        pair_query: (P,) the query of each pair.
+        num_queries: Q.
+    """
+
+    features: Numbers
+    pair_members: IntArray
+    pair_of_member: IntArray
+    target_member: IntArray
+    pair_query: IntArray
+    num_queries: int
+
+    def value(self, weights: Numbers, objective: dict[str, float]) -> float:
+        """The objective's weighted mean, ties at their mean rank."""
+        if not weights.any():
+            return -1.0
+        scores = (self.features @ weights).astype(np.float32)
+        found = self.target_member >= 0
+        own = np.where(found, scores[self.target_member], np.inf)
+        theirs = scores[self.pair_members]
+        mine = own[self.pair_of_member]
+        count = len(own)
+        above = np.bincount(self.pair_of_member, theirs > mine, minlength=count)
+        ties = np.bincount(self.pair_of_member, theirs == mine, minlength=count) - 1
+        ranks = np.where(found, above + ties / 2, np.inf)
+        total = sum(objective.values())
+        return sum(
+            share * float(metrics.METRICS[name](ranks, self.pair_query, self.num_queries).mean())
+            for name, share in objective.items()
+        ) / max(total, 1e-12)
+
+
+def _problem(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) -> _Problem:
+    union = unite(lists)
+    features = np.zeros((len(union.row), len(lists)))
+    features[union.member, union.channel] = contributions(lists, union, fusion)
+    starts = np.searchsorted(union.query, np.arange(len(targets) + 1))
+    pair_query = targets.row_of_value
+    sizes = (starts[1:] - starts[:-1])[pair_query]
+    pair_of_member = np.repeat(np.arange(len(pair_query)), sizes)
+    ends = np.cumsum(sizes)
+    inside = np.arange(len(pair_of_member)) - np.repeat(ends - sizes, sizes)
+    pair_members = np.repeat(starts[:-1][pair_query], sizes) + inside
+    target_member = np.full(len(pair_query), -1)
+    hit = union.row[pair_members] == targets.values[pair_of_member]
+    target_member[pair_of_member[hit]] = pair_members[hit]
+    return _Problem(features, pair_members, pair_of_member, target_member, pair_query, len(targets))
+
+
+def _neighbours(weights: Numbers, place: int) -> Iterator[Numbers]:
+    """The weights with one of them changed."""
+    options = [weights[place] * factor for factor in _FACTORS] if weights[place] > 0 else [*_BIRTH]
+    for value in options:
+        changed = weights.copy()
+        changed[place] = value
+        if changed.max() > 0:
+            yield changed
+
+
+def _sample(lists: dict[str, Candidates], targets: Ragged, max_queries: int) -> tuple[dict[str, Candidates], Ragged]:
+    """At most `max_queries` queries, evenly spread, and fewer where they have very many targets."""
+    mean_targets = max(1.0, len(targets.values) / max(len(targets), 1))
+    count = max(1, min(len(targets), max_queries, int(_MAX_PAIRS / mean_targets)))
+    rows = np.linspace(0, len(targets) - 1, count).astype(np.int64)
+    taken = {name: Candidates(found.rows[rows], found.scores[rows]) for name, found in lists.items()}
+    return taken, targets.take(rows)
+
+
+def _require_names(weights: dict[str, float], lists: dict[str, Candidates]) -> None:
+    if set(weights) != set(lists):
+        raise ConfigError("fusion.weights", sorted(weights), f"exactly the channels: {', '.join(sorted(lists))}")
+    if any(weight < 0 for weight in weights.values()) or not any(weights.values()):
+        raise ConfigError("fusion.weights", weights, "weights of at least 0, one of them above")
