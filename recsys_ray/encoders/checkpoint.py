@@ -3,17 +3,22 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from recsys_ray.core.artifacts import link_or_copy
 from recsys_ray.core.errors import ConfigError, MissingExtraError
+from recsys_ray.encoders.modality import Precision
 
 PACKAGE_PREFIX = "package:"
-BACKBONE_FILE = "backbone.json"  # what a saved backbone knows beyond its checkpoint: pooling, token limit, architecture
+BACKBONE_FILE = "backbone.json"  # what a saved backbone knows beyond its checkpoint: pooling, precision, architecture
+# Below so many pieces the rounding of all weights to bf16 costs more than it saves.
+BF16_FROM = 8
 _LINKED = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
@@ -62,7 +67,8 @@ def from_pretrained(loader: Any, setting: str, where: str, wanted: str, **kwargs
         ConfigError: When there is no such checkpoint, or it is not what is wanted.
     """
     try:
-        return loader.from_pretrained(where, local_files_only=Path(where).is_dir(), **kwargs)
+        with _quiet():
+            return loader.from_pretrained(where, local_files_only=Path(where).is_dir(), **kwargs)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "A hub id needs a network or a filled cache; a folder needs neither."
@@ -75,7 +81,6 @@ def load_model(setting: str, where: str, wanted: str) -> tuple[nn.Module, bool]:
     Raises:
         ConfigError: When it cannot be loaded, or weights other than the pooling layer's are missing from it.
     """
-    import torch
     from transformers import AutoModel
 
     model, report = from_pretrained(AutoModel, setting, where, wanted, dtype=torch.float32, output_loading_info=True)
@@ -104,6 +109,11 @@ def backbone_id(name: str, module: nn.Module, settings: dict[str, Any], skip: st
     return f"{name}-{digest.hexdigest()[:16]}"
 
 
+def autocast(device: torch.device, precision: Precision, count: int) -> torch.autocast:
+    """The context in which features of `count` pieces are computed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and count >= BF16_FROM)
+
+
 def write_checkpoint(directory: Path, source: Path | None, parts: Iterable[Any], facts: dict[str, Any]) -> None:
     """Write a backbone's folder.
 
@@ -130,6 +140,20 @@ def read_facts(where: str) -> dict[str, Any]:
     path = Path(where) / BACKBONE_FILE
     facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return facts
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar that transformers draws for every checkpoint, however small."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _bytes(tensor: Tensor) -> bytes:

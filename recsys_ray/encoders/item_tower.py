@@ -15,8 +15,6 @@ from recsys_ray.encoders.modality import clean
 class FrozenFeatures(nn.Module):
     """A projection of feature vectors computed before training."""
 
-    tensors = ("vector",)
-
     def __init__(self, num_features: int, dim: int) -> None:
         super().__init__()
         self.projection = Projection(num_features, dim)
@@ -30,10 +28,9 @@ class FrozenFeatures(nn.Module):
 class TrainedBackbone(nn.Module):
     """A backbone that is trained with the towers, and a projection of what it says."""
 
-    def __init__(self, backbone: nn.Module, num_features: int, tensors: tuple[str, ...], dim: int) -> None:
+    def __init__(self, backbone: nn.Module, num_features: int, dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.tensors = tensors
         self.projection = Projection(num_features, dim)
 
     def forward(self, values: ModalityInputs) -> Float[Tensor, "n D"]:
@@ -47,7 +44,6 @@ class Attributes(nn.Module):
 
     def __init__(self, num_tokens: int, num_numeric: int, dim: int) -> None:
         super().__init__()
-        self.tensors = ("tokens", "numeric") if num_numeric else ("tokens",)
         self.tokens = nn.EmbeddingBag(num_tokens, dim, mode="mean", padding_idx=0)
         self.numeric = nn.Linear(num_numeric, dim) if num_numeric else None
         nn.init.normal_(self.tokens.weight, std=1 / math.sqrt(dim))
@@ -60,8 +56,6 @@ class Attributes(nn.Module):
 
 class IdResidual(nn.Module):
     """One learned vector a known item."""
-
-    tensors = ("row",)
 
     def __init__(self, num_items: int, dim: int) -> None:
         super().__init__()
@@ -97,7 +91,7 @@ class ItemTower(nn.Module):
 
     Args:
         names: Modality names, in the order of `encoders`.
-        encoders: One module a modality, see `ModalityEncoder`.
+        encoders: One module a modality, from its named tensors to (n, D).
         dropouts: Probability that a modality of an item is hidden in training, in the same order.
         dim: Length D of the vectors.
     """

@@ -21,6 +21,7 @@ ID = "id"
 VECTORS_PREFIX = "vectors:"
 
 BackboneMode = Literal["frozen", "full"]
+Precision = Literal["bf16", "fp32"]
 
 
 class TextConfig(Config):
@@ -30,12 +31,15 @@ class TextConfig(Config):
         backbone: "package:minilm", or the folder or hub id of any Hugging Face encoder.
         mode: "frozen" computes features once; "full" trains the backbone with the towers.
         max_tokens: Longer texts are cut.
+        precision: Of matrix products when features are computed. On MiniLM bf16 is 2.5 times as fast, and its vectors
+            have a cosine above .9999 to those of fp32.
         batch_size: Texts encoded at once.
     """
 
     backbone: str = Field("package:minilm", min_length=1)
     mode: BackboneMode = "frozen"
     max_tokens: int = Field(128, ge=4, le=8192)
+    precision: Precision = "bf16"
     batch_size: int = execution(64, ge=1)
 
 
@@ -45,11 +49,14 @@ class ImageConfig(Config):
     Attributes:
         backbone: "package:efficientnet_lite0", or the folder or hub id of any Hugging Face vision model.
         mode: "frozen" computes features once; "full" trains the backbone with the towers.
+        precision: As for text. On EfficientNet-Lite0 bf16 is 1.7 times as fast, but of the ten nearest of a picture
+            only nine stay the same (cosine .998), so fp32 is the default.
         batch_size: Pictures encoded at once.
     """
 
     backbone: str = Field("package:efficientnet_lite0", min_length=1)
     mode: BackboneMode = "frozen"
+    precision: Precision = "fp32"
     batch_size: int = execution(16, ge=1)
 
 
@@ -83,19 +90,6 @@ class IdConfig(Config):
     dropout: float = Field(0.2, ge=0, lt=1)
 
 
-class ModalityEncoder(Protocol):
-    """One modality of n items to n vectors. Rows that lack it were cleaned before and are ignored after."""
-
-    def __call__(self, values: ModalityInputs) -> Float[Tensor, "n D"]:
-        """Encode."""
-        ...
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """The names of the tensors it reads."""
-        ...
-
-
 class Backbone(Protocol):
     """A pretrained model of one modality: pieces (texts, or paths and bytes of pictures) to feature vectors."""
 
@@ -111,6 +105,10 @@ class Backbone(Protocol):
 
     def preprocess(self, pieces: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
         """On the CPU: pieces to named arrays, first dimension n."""
+        ...
+
+    def blank(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The arrays of one empty piece: shapes and types where a catalogue has none."""
         ...
 
     def __call__(self, values: ModalityInputs) -> Float[Tensor, "n F"]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.encoders.checkpoint import (
+    autocast,
     backbone_id,
     from_pretrained,
     load_model,
@@ -24,6 +25,7 @@ from recsys_ray.encoders.checkpoint import (
     write_checkpoint,
 )
 from recsys_ray.encoders.inputs import ModalityInputs
+from recsys_ray.encoders.modality import Precision
 
 Pooling = Literal["mean", "cls"]
 
@@ -40,17 +42,25 @@ class TextBackbone(nn.Module):
         tokenizer: Its tokenizer.
         max_tokens: Longer texts are cut.
         pooling: "mean" over the tokens, or the first token.
+        precision: Of `encode`; training brings its own.
         source: The folder it came from, None when it came from the hub.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, max_tokens: int, pooling: Pooling, source: Path | None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        max_tokens: int,
+        pooling: Pooling,
+        precision: Precision,
+        source: Path | None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.pooling = pooling
+        self.precision: Precision = precision
         self.source = source
         self.id = self._hash()
 
@@ -71,6 +81,10 @@ class TextBackbone(nn.Module):
             return_token_type_ids=False,
         )
         return {name: np.asarray(tokens[name], np.int64) for name in ("input_ids", "attention_mask")}
+
+    def blank(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The arrays of an empty text."""
+        return self.preprocess([""])
 
     def forward(self, values: ModalityInputs) -> Float[Tensor, "n F"]:
         """Tokens to unit vectors."""
@@ -93,30 +107,34 @@ class TextBackbone(nn.Module):
             rows = order[start : start + batch_size]
             arrays = self.preprocess([pieces[int(row)] for row in rows])
             values = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast(device, self.precision, len(rows)):
                 features[rows] = self(values).float().cpu().numpy()
         return features
 
     def save(self, directory: Path) -> None:
         """Write a Hugging Face folder; by hard links when the weights are still those of the folder it came from."""
         unchanged = self._hash() == self.id
-        facts = {"kind": "text", "pooling": self.pooling, "max_tokens": self.max_tokens}
+        facts = {"kind": "text", **self._settings()}
         write_checkpoint(directory, self.source if unchanged else None, (self.model, self.tokenizer), facts)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"pooling": self.pooling, "max_tokens": self.max_tokens, "precision": self.precision}
 
     def _hash(self) -> str:
         config: Any = self.model.config
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        settings = {"pooling": self.pooling, "max_tokens": self.max_tokens, "vocabulary": vocabulary}
+        settings = {**self._settings(), "vocabulary": vocabulary}
         # The pooling layer is not used, and random where a checkpoint has none.
         return backbone_id(config.model_type, self.model, settings, skip="pooler.")
 
 
-def load_text_backbone(spec: str, max_tokens: int | None = None) -> TextBackbone:
+def load_text_backbone(spec: str, max_tokens: int | None = None, precision: Precision | None = None) -> TextBackbone:
     """Load an encoder, in evaluation mode.
 
     Args:
         spec: "package:minilm", or the folder or hub id of any Hugging Face encoder, or a folder that `save` wrote.
         max_tokens: Longer texts are cut. By default what a saved backbone says, else 128.
+        precision: Of `encode`. By default what a saved backbone says, else "bf16".
 
     Raises:
         ConfigError: When it is not there or is no text encoder.
@@ -132,8 +150,10 @@ def load_text_backbone(spec: str, max_tokens: int | None = None) -> TextBackbone
     model, _ = load_model(_SETTING, where, wanted)
     facts = read_facts(where)
     limit = max_tokens or int(facts.get("max_tokens", DEFAULT_MAX_TOKENS))
+    limit = min(limit, _positions(config))
+    rounding: Precision = precision or ("fp32" if facts.get("precision") == "fp32" else "bf16")
     source = Path(where) if Path(where).is_dir() else None
-    return TextBackbone(model, tokenizer, min(limit, _positions(config)), _pooling(where, facts), source).eval()
+    return TextBackbone(model, tokenizer, limit, _pooling(where, facts), rounding, source).eval()
 
 
 def _folder(where: str) -> str:

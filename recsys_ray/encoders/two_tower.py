@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recsys_ray.core.config import Config, result_settings
 from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.core.schema import Fields
-from recsys_ray.encoders.image import load_image_backbone
+from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_tower import Attributes, FrozenFeatures, IdResidual, ItemTower, TrainedBackbone
 from recsys_ray.encoders.modality import (
@@ -32,7 +32,6 @@ from recsys_ray.encoders.modality import (
     VectorsConfig,
     vectors_modality,
 )
-from recsys_ray.encoders.text import load_text_backbone
 from recsys_ray.encoders.user_tower import UserTower, UserTowerConfig
 
 WEIGHTS_FILE = "towers.safetensors"
@@ -278,12 +277,10 @@ def vector_columns(config: TwoTowerConfig, fields: Fields) -> tuple[str, ...]:
 def _assemble(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str]) -> TwoTower:
     """Towers with fresh weights; trained backbones come from `folders` where given, else from the configuration."""
     encoders: dict[str, nn.Module] = {}
-    if config.text is not None and config.text.mode == "full":
-        backbone = load_text_backbone(folders.get(TEXT, config.text.backbone), config.text.max_tokens)
-        encoders[TEXT] = TrainedBackbone(backbone, backbone.dim, ("input_ids", "attention_mask"), config.dim)
-    if config.image is not None and config.image.mode == "full":
-        picture = load_image_backbone(folders.get(IMAGE, config.image.backbone))
-        encoders[IMAGE] = TrainedBackbone(picture, picture.dim, ("pixels",), config.dim)
+    for name, modality in ((TEXT, config.text), (IMAGE, config.image)):
+        if modality is not None and modality.mode == "full":
+            backbone = load_backbone(modality, folders.get(name))
+            encoders[name] = TrainedBackbone(backbone, backbone.dim, config.dim)
     for name, num_features in spec.feature_dims.items():
         encoders[name] = FrozenFeatures(num_features, config.dim)
     if config.attributes is not None and (spec.num_tokens > 1 or spec.num_numeric):
