@@ -1,6 +1,6 @@
 """Settings of the training."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -65,7 +65,7 @@ class TrainingConfig(Config):
     max_failures: int = execution(3, ge=0)
 
     @model_validator(mode="after")
-    def _takes_effect(self) -> Self:
+    def _takes_effect(self) -> "TrainingConfig":
         if self.negatives != "all" and self.negatives < 1:
             raise ValueError(f'negatives of at least 1 or "all", not {self.negatives}')
         if self.negatives == "all" and self.negatives_popularity is not None:

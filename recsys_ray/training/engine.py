@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ _ZERO_TAG = "engine"
 BuildOptimizer = Callable[[nn.Module], Optimizer]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Holds the model, its gradients and its optimizer. Every method is called by all ranks together."""
 

@@ -1,0 +1,116 @@
+"""One worker of the parity tests: a few steps at a global batch that does not depend on the number of workers.
+
+Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
+gradient), "zero0" ... "zero3", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
+"""
+
+import os
+import sys
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from recsys_ray.core.events import Events
+from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.inputs import ItemInputs
+from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build
+from recsys_ray.training import step as step_module
+from recsys_ray.training.batches import BatchMaker
+from recsys_ray.training.data import TrainInput
+from recsys_ray.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from recsys_ray.training.negatives import NegativeSampler
+from recsys_ray.training.optimizer import build_adamw
+from recsys_ray.training.step import train_step
+
+STEPS = 6
+NUM_ITEMS = 40
+LEARNING_RATE = 0.5
+
+
+def small_towers() -> TwoTower:
+    user = {"blocks": 1, "heads": 2, "history": 8, "dropout": 0.0}
+    parts = {"text": None, "image": None, "vectors": None, "attributes": None, "id": {"dropout": 0.0}}
+    config = TwoTowerConfig.parse({"dim": 16, "temperature": 0.2, "modality_dropout": 0.0, "user": user, **parts})
+    torch.manual_seed(3)
+    return build(config, Fields(), NUM_ITEMS, {})
+
+
+def small_data() -> TrainInput:
+    generator = np.random.default_rng(5)
+    users = np.sort(generator.integers(0, 30, 300))
+    items = generator.integers(0, NUM_ITEMS, 300)
+    weights = np.ones(300, np.float32)
+    events = Events.from_columns(users, items, np.arange(300), weights, 30, NUM_ITEMS)
+    ids = {"id": {"row": torch.arange(NUM_ITEMS)}}
+    return TrainInput(ItemInputs(ids, {"id": torch.ones(NUM_ITEMS, dtype=torch.bool)}), events)
+
+
+def build_engine(case: str) -> Engine:
+    model = small_towers()
+    if case in ("plain", "deaf"):
+        return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE))
+    stage = int(case[-1])
+    if case.startswith("adam"):
+        return DeepSpeedEngine(model, lambda module: build_adamw(module, LEARNING_RATE, 0.1), stage)
+    return DeepSpeedEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), stage)
+
+
+class Recorded:
+    """An engine that remembers the first gradient."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.gradient = engine, np.zeros(0)
+        self.model, self.device, self.step = engine.model, engine.device, engine.step
+
+    def precision(self) -> AbstractContextManager[None]:
+        return self.engine.precision()
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+        if isinstance(self.model, nn.Module) and isinstance(self.engine, PlainEngine) and not len(self.gradient):
+            # Summed over ranks, a parameter without use has a gradient of zeros; alone it has none.
+            used = [p.grad for p in self.model.parameters() if p.grad is not None and p.grad.any()]
+            self.gradient = np.concatenate([gradient.flatten().numpy() for gradient in used])
+
+
+def run(case: str, rank: int, world_size: int, out: Path) -> None:
+    whole = step_module.gather_with_gradient
+    if case == "deaf":
+        step_module.gather_with_gradient = lambda local, count: whole(local.detach(), count)
+    data, engine = small_data(), Recorded(build_engine(case))
+    maker = BatchMaker(data, 8, 10, False, 0, (rank, world_size))
+    # An odd number of negatives: the slices of two ranks are unequal.
+    sampler = NegativeSampler(data.train.item_counts(), 15, 0.5, 0)
+    batches = [windows for epoch in range(3) for windows in maker.epoch(epoch)][:STEPS]
+    losses = [
+        train_step(engine, maker.make(windows, sampler.draw(step)), 0.2, step, LEARNING_RATE)
+        for step, windows in enumerate(batches)
+    ]
+    weights = np.concatenate([tensor.flatten().numpy() for tensor in engine.engine.weights().values()])
+    if case.startswith("adam"):
+        (out / case).mkdir(exist_ok=True)
+        engine.engine.save(out / case)
+    if rank == 0:
+        np.savez(out / f"{case}_{world_size}.npz", losses=losses, gradient=engine.gradient, weights=weights)
+    step_module.gather_with_gradient = whole
+
+
+def main(rank: int, world_size: int, port: str, out: str, *cases: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if world_size > 1:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    for case in cases:
+        run(case, rank, world_size, Path(out))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,89 @@
+"""N workers train as one: the same losses and the same gradients at the same global batch, by every engine."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORKER = Path(__file__).with_name("parity_worker.py")
+ZERO = ("zero0", "zero1", "zero2", "zero3")
+ADAM = ("adam0", "adam1", "adam2", "adam3")
+Read = Callable[[str], dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One worker and two workers side by side, each through all its cases."""
+    directory = tmp_path_factory.mktemp("parity")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    runs = [(0, 1, ("plain",)), *((rank, 2, ("plain", "deaf", *ZERO, *ADAM)) for rank in range(2))]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(world), str(port), str(directory), *cases],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, world, cases in runs
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output[-4000:]
+    return directory
+
+
+@pytest.fixture
+def read(out: Path) -> Read:
+    return lambda name: dict(np.load(out / f"{name}.npz"))
+
+
+def largest(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).max())
+
+
+def test_two_workers_give_the_losses_and_gradients_of_one(read: Read) -> None:
+    one, two = read("plain_1"), read("plain_2")
+    assert np.abs(one["gradient"]).max() > 1e-2
+    assert largest(one["losses"], two["losses"]) < 1e-5
+    assert largest(one["gradient"], two["gradient"]) < 1e-5
+    assert largest(one["weights"], two["weights"]) < 1e-5
+
+
+def test_a_gather_without_its_gradient_is_found_out(read: Read) -> None:
+    one, deaf = read("plain_1"), read("deaf_2")
+    assert abs(one["losses"][0] - deaf["losses"][0]) < 1e-5  # the first loss does not show it
+    assert largest(one["gradient"], deaf["gradient"]) > 1e-3
+    assert largest(one["losses"], deaf["losses"]) > 1e-3
+
+
+@pytest.mark.parametrize("case", ZERO)
+def test_every_zero_stage_gives_the_losses_and_weights_of_one_worker(read: Read, case: str) -> None:
+    one, sharded = read("plain_1"), read(f"{case}_2")
+    assert largest(one["losses"], sharded["losses"]) < 1e-5
+    assert largest(one["weights"], sharded["weights"]) < 1e-5
+
+
+def test_the_shards_of_each_rank_are_in_the_checkpoint_and_shrink_with_the_stage(out: Path) -> None:
+    def kept(stage: int, pattern: str) -> list[int]:
+        return [file.stat().st_size for file in sorted((out / f"adam{stage}").rglob(pattern))]
+
+    assert kept(0, "zero_pp_rank_*") == []
+    (whole,) = kept(0, "*model_states.pt")  # rank 0 alone: parameters and the optimizer's two moments
+    for stage in (1, 2):
+        shards = kept(stage, "zero_pp_rank_*optim_states.pt")
+        assert len(shards) == 2  # each has half of master weights and moments
+        assert max(shards) < 0.75 * whole
+        assert len(kept(stage, "mp_rank_00_model_states.pt")) == 1
+    assert len(kept(3, "zero_pp_rank_*optim_states.pt")) == 2
+    models = kept(3, "zero_pp_rank_*model_states.pt")
+    assert len(models) == 2
+    assert max(models) < kept(2, "mp_rank_00_model_states.pt")[0]
