@@ -179,8 +179,7 @@ def unite(lists: dict[str, Candidates]) -> Union:
 def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) -> Numbers:
     """(E,) what each list entry counts before its channel's weight."""
     if fusion.method == "reciprocal_rank":
-        reciprocal: Numbers = 1.0 / (fusion.rrf_k + union.rank + 1.0)
-        return reciprocal
+        return np.asarray(1.0 / (fusion.rrf_k + union.rank + 1.0), np.float64)
     entry_query = union.query[union.member]
     counts = np.empty(len(union.score))
     for place, (name, candidates) in enumerate(lists.items()):
@@ -193,8 +192,7 @@ def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) ->
 def scaled(scores: FloatArray, best: Numbers, temperature: float | None) -> Numbers:
     """Scores of a list on a common scale of at most 1, given the best score of each entry's list."""
     if temperature is not None:
-        decayed: Numbers = np.exp((scores.astype(np.float64) - best) / temperature)
-        return decayed
+        return np.asarray(np.exp((scores - best) / temperature), np.float64)
     # A list whose best score is not positive has no scale of its own: all of it counts nothing, and fills up.
     return np.where(best > 0, np.maximum(scores, 0) / np.where(best > 0, best, 1.0), 0.0)
 

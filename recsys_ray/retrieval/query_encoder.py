@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # torch and transformers load only where a release needs them
 
 BackboneLoader = Callable[[str], "Backbone | None"]
 """The frozen backbone of a modality ("text", "image"), loaded at its first use; None where there is none."""
+
+Piece = str | bytes
+"""A text, or an encoded picture."""
 
 _BATCH = 512
 _PIECES = 64
@@ -34,7 +37,7 @@ class QueryEncoder(Protocol):
         """Space id to (B, D) unit vectors; a row of zeros where a question has nothing to encode."""
         ...
 
-    def of_pieces(self, modality: str, pieces: Sequence[str]) -> FloatArray | None:
+    def of_pieces(self, modality: str, pieces: Sequence[Piece]) -> FloatArray | None:
         """(n, D) unit vectors of texts or pictures; None when this space does not read the modality."""
         ...
 
@@ -67,7 +70,7 @@ class TowerQueryEncoder:
         vectors = self._of_histories(queries.history, queries.user_tokens)
         return {self.space_id: _with_texts(vectors, queries, self)}
 
-    def of_pieces(self, modality: str, pieces: Sequence[str]) -> FloatArray | None:
+    def of_pieces(self, modality: str, pieces: Sequence[Piece]) -> FloatArray | None:
         """See `QueryEncoder.of_pieces`."""
         import torch
 
@@ -82,7 +85,7 @@ class TowerQueryEncoder:
             vectors: FloatArray = self.model.item_tower(inputs).float().numpy()
         return vectors
 
-    def _inputs(self, modality: str, pieces: Sequence[str]) -> dict[str, np.ndarray] | None:
+    def _inputs(self, modality: str, pieces: Sequence[Piece]) -> dict[str, np.ndarray] | None:
         """What the item tower reads of the pieces: features of a frozen backbone, or a trained one's own input."""
         from recsys_ray.encoders.two_tower import trained_backbones
 
@@ -90,7 +93,7 @@ class TowerQueryEncoder:
         if modality in trained:
             prepared: dict[str, np.ndarray] = trained[modality].preprocess(pieces)
             return prepared
-        backbone = self.backbones(modality) if modality in self.model.item_tower.names else None
+        backbone: Any = self.backbones(modality) if modality in self.model.item_tower.names else None
         return None if backbone is None else {"vector": backbone.encode(pieces, _PIECES)}
 
     def _of_histories(self, history: Ragged, user_tokens: IntArray | None) -> FloatArray:
@@ -150,10 +153,13 @@ class FrozenQueryEncoder:
             vectors = _unit(vectors)
         return {self.space_id: _with_texts(vectors, queries, self)}
 
-    def of_pieces(self, modality: str, pieces: Sequence[str]) -> FloatArray | None:
+    def of_pieces(self, modality: str, pieces: Sequence[Piece]) -> FloatArray | None:
         """See `QueryEncoder.of_pieces`."""
-        backbone = self.backbones(modality) if modality == self.modality else None
-        return None if backbone is None else backbone.encode(pieces, _PIECES)
+        backbone: Any = self.backbones(modality) if modality == self.modality else None
+        if backbone is None:
+            return None
+        vectors: FloatArray = backbone.encode(pieces, _PIECES)
+        return vectors
 
 
 def _with_texts(vectors: FloatArray, queries: Queries, encoder: QueryEncoder) -> FloatArray:

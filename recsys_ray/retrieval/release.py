@@ -1,11 +1,10 @@
-"""A loaded release: all that answering needs, without Ray. ``load_release(path).recommend(history=["1", "2"], k=20)``."""
+"""A loaded release answers without Ray: ``load_release(path).recommend(history=["1", "2"], k=20)``."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,46 +12,34 @@ import pyarrow.parquet as pq
 
 from recsys_ray.core import schema
 from recsys_ray.core.arrays import IntArray, Ragged
-from recsys_ray.core.artifacts import MANIFEST, Artifact, open_artifact, verify
-from recsys_ray.core.errors import ArtifactError, ConfigError, DataError
+from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.progress import say
 from recsys_ray.core.schema import Fields
 from recsys_ray.online.history import HISTORIES_FILE, PublishedHistories, read_histories
-from recsys_ray.retrieval.channel import Channel
-from recsys_ray.retrieval.channels import load_channel
 from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.explain import Source, explain
 from recsys_ray.retrieval.filters import allowed_items
-from recsys_ray.retrieval.fusion import Fused, Fusion
+from recsys_ray.retrieval.fusion import Fused, Fusion, combine
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.query_encoder import BackboneLoader, FrozenQueryEncoder, QueryEncoder, TowerQueryEncoder
-from recsys_ray.retrieval.release_parts import (
-    BACKBONES,
-    CHANNELS,
-    FUSION_FILE,
-    KIND,
-    RELEASE_FILE,
-    TOWERS,
-    FrozenSpace,
-    ReleaseParts,
-    require_spaces,
-    write_release,
+from recsys_ray.retrieval.release_files import (
+    channel_names,
+    load_encoders,
+    load_release_channel,
+    open_release,
+    resolve_release,
 )
+from recsys_ray.retrieval.release_parts import FUSION_FILE, FrozenSpace, ReleaseParts, write_release
 from recsys_ray.retrieval.retriever import Retriever
 
-if TYPE_CHECKING:
-    from recsys_ray.encoders.modality import Backbone
-
 __all__ = [
+    "FrozenSpace",
     "Question",
     "Recommended",
     "Release",
     "ReleaseParts",
-    "load_encoders",
     "load_release",
-    "load_release_channel",
-    "open_release",
     "resolve_release",
     "write_release",
 ]
@@ -118,6 +105,11 @@ class Release:
     def id(self) -> str:
         """The release's id."""
         return self.artifact.id
+
+    def warm_up(self) -> None:
+        """Answer one question of each kind, so that backbones are loaded before the first real one comes."""
+        self.answer(self.ask(self.question(self.item_ids.ids[:1]), 1))
+        self.answer(self.ask(self.question(text="warm up"), 1))
 
     @cached_property
     def titles(self) -> list[str | None]:
@@ -203,8 +195,6 @@ class Release:
             raise ConfigError("search", "a picture", "a text", f"Release {self.id} was made without pictures.")
         retriever = self.retriever.only(names, Fusion.equal(names, self.retriever.fusion.depth))
         queries = question.queries.with_vectors(vectors)
-        from recsys_ray.retrieval.fusion import combine
-
         return self.answer(combine(retriever.retrieve(queries, k), retriever.fusion, k), fields=fields)
 
     def question(
@@ -313,8 +303,7 @@ def load_release(path: str | Path) -> Release:
         MissingExtraError: When its index needs FAISS and it is not installed.
     """
     artifact = open_release(path)
-    names = _settings(artifact)["channels"]
-    channels = {name: load_release_channel(artifact, name) for name in names}
+    channels = {name: load_release_channel(artifact, name) for name in channel_names(artifact)}
     items = pq.read_table(artifact.file(schema.ITEMS_FILE)).combine_chunks()
     return Release(
         artifact=artifact,

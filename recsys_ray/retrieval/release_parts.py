@@ -64,7 +64,7 @@ class ReleaseParts:
         towers: The folder that `save_towers` wrote, None without towers.
         towers_space: The space id of the towers.
         frozen: The spaces of frozen content that channels search or mix in.
-        backbones: Modality to a folder that a backbone's `save` wrote, for frozen spaces the towers do not bring it for.
+        backbones: Modality to a folder that a backbone's `save` wrote, where the towers do not bring it.
     """
 
     items: pa.Table

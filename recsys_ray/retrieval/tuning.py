@@ -57,7 +57,7 @@ class _Search:
     config: FusionConfig
 
     def run(self, fusion: Fusion, temperatures: dict[str, tuple[float, ...]]) -> Fusion:
-        """Weights at the first temperatures; then, for each channel, a temperature that does better with new weights."""
+        """Weights at the first temperatures; then, channel by channel, temperatures that do better."""
         best, fusion = self._weigh(fusion)
         for name, values in temperatures.items() if fusion.method == "weighted" else ():
             for value in values[1:]:

@@ -1,0 +1,145 @@
+"""Reading a release's directory, whole or in parts: for `load_release`, and for replicas that hold one part each."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recsys_ray.core.artifacts import MANIFEST, Artifact, open_artifact, verify
+from recsys_ray.core.errors import ArtifactError, SpaceError
+from recsys_ray.retrieval.channel import Channel
+from recsys_ray.retrieval.channels import load_channel
+from recsys_ray.retrieval.channels.nearest import NearestChannel
+from recsys_ray.retrieval.query_encoder import BackboneLoader, FrozenQueryEncoder, QueryEncoder, TowerQueryEncoder
+from recsys_ray.retrieval.release_parts import (
+    BACKBONES,
+    CHANNELS,
+    KIND,
+    RELEASE_FILE,
+    TOWERS,
+    FrozenSpace,
+    require_spaces,
+)
+
+if TYPE_CHECKING:
+    from recsys_ray.encoders.modality import Backbone
+
+
+def resolve_release(path: str | Path) -> Path:
+    """The directory of a release: the path itself, or the newest release below a run's storage.
+
+    Raises:
+        ArtifactError: When there is none.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        return path
+    folder = path / KIND if (path / KIND).is_dir() else path
+    found = [open_artifact(inner.parent, KIND) for inner in folder.glob(f"[!.]*/{MANIFEST}")]
+    if not found:
+        raise ArtifactError(f"{path} holds no release: give a release's directory, or the storage of a finished run")
+    return max(found, key=lambda artifact: (artifact.manifest.created_at, artifact.id)).path
+
+
+def open_release(path: str | Path) -> Artifact:
+    """Find a release and check the hash of each of its files.
+
+    Raises:
+        ArtifactError: When there is none, or a file is missing or changed.
+    """
+    artifact = open_artifact(resolve_release(path), KIND)
+    verify(artifact)
+    return artifact
+
+
+def channel_names(artifact: Artifact) -> list[str]:
+    """The release's channels, in order."""
+    names: list[str] = read_settings(artifact)["channels"]
+    return names
+
+
+def load_release_channel(artifact: Artifact, name: str) -> Channel:
+    """One channel of an opened release.
+
+    Raises:
+        ArtifactError: When the release has no such channel, or it cannot be read.
+    """
+    if name not in channel_names(artifact):
+        raise ArtifactError(
+            f"release {artifact.id} has the channels {', '.join(channel_names(artifact))}, not {name!r}"
+        )
+    return load_channel(artifact.path / CHANNELS / name)
+
+
+def load_encoders(artifact: Artifact, channels: Mapping[str, Channel]) -> tuple[QueryEncoder, ...]:
+    """The query encoders of an opened release. Backbones load when the first text or picture comes.
+
+    Args:
+        artifact: The release.
+        channels: Its channels: they hold the item vectors that histories are read with.
+
+    Raises:
+        SpaceError: When the towers, an index or a frozen space do not belong together.
+        ArtifactError: When a file cannot be read.
+    """
+    settings = read_settings(artifact)
+    frozen = tuple(FrozenSpace(**one) for one in settings["frozen"])
+    require_spaces(tuple(channels.values()), settings["towers_space"], frozen)
+    backbones = _backbones(artifact.path)
+    encoders: list[QueryEncoder] = []
+    if settings["towers_space"] is not None:
+        encoders.append(_towers(artifact.path / TOWERS, settings["towers_space"], channels, backbones))
+    for space in frozen:
+        vectors = {c.space_id: c.index.vectors for c in channels.values() if isinstance(c, NearestChannel)}
+        encoders.append(FrozenQueryEncoder(space.modality, vectors.get(space.id), space.id, space.dim, backbones))
+    return tuple(encoders)
+
+
+def read_settings(artifact: Artifact) -> dict[str, Any]:
+    """The content of `release.json`.
+
+    Raises:
+        ArtifactError: When it cannot be read.
+    """
+    try:
+        settings: dict[str, Any] = json.loads(artifact.file(RELEASE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{artifact.path / RELEASE_FILE} cannot be read: {error}") from None
+    return settings
+
+
+def _towers(
+    directory: Path, space_id: str, channels: Mapping[str, Channel], backbones: BackboneLoader
+) -> TowerQueryEncoder:
+    from recsys_ray.encoders.two_tower import load_towers, read_space_id
+
+    own = read_space_id(directory)
+    if own != space_id:
+        raise SpaceError(f"{directory} holds towers of space {own}; the release was published for {space_id}")
+    vectors = next(
+        channel.index.vectors
+        for channel in channels.values()
+        if isinstance(channel, NearestChannel) and channel.space_id == space_id
+    )
+    return TowerQueryEncoder(load_towers(directory), vectors, space_id, backbones)
+
+
+def _backbones(directory: Path) -> BackboneLoader:
+    """Loads each backbone once, from the release alone."""
+
+    @cache
+    def load(modality: str) -> "Backbone | None":
+        folders = [directory / TOWERS / BACKBONES / modality, directory / BACKBONES / modality]
+        folder = next((folder for folder in folders if folder.is_dir()), None)
+        if folder is None:
+            return None
+        if modality == "text":
+            from recsys_ray.encoders.text import load_text_backbone
+
+            return load_text_backbone(str(folder))
+        from recsys_ray.encoders.image import load_image_backbone
+
+        return load_image_backbone(str(folder))
+
+    return load
