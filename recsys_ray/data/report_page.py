@@ -11,8 +11,11 @@ from recsys_ray.core.arrays import IntArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _BLUE, _RED, _GREY = "#2f6db5", "#c0504d", "#8a8f98"
+
+_MOST_REASONS = 8
 
 _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Data report</title>
@@ -35,7 +38,7 @@ _TEMPLATE = """<!doctype html>
 </style></head><body><main>
 <h1>Data report</h1>
 <p class="sub">Split: {{ r.protocol }}{% if r.time %} · events from {{ r.time.first[:10] }} to
- {{ r.time.last[:10] }}{% else %} · no dates, events are in the order of the input{% endif %}</p>
+ {{ r.time.last[:10] }}{% else %} · no dates: timestamps are positions{% endif %}</p>
 <div class="tiles">
 {% for label, value in tiles %}<div class="tile"><b>{{ value }}</b><span>{{ label }}</span></div>
 {% endfor %}</div>
@@ -102,7 +105,7 @@ def _tiles(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("users", f"{figures['users']:,}"),
         ("items", f"{figures['items']:,}"),
         ("events", f"{figures['events']:,}"),
-        ("of all user-item pairs", f"{figures['density']:.3%}"),
+        ("of all user-item pairs", f"{100 * figures['density']:.3g} %"),
         ("events repeat a pair", f"{figures['repeated_pairs']:,}"),
         ("rows rejected", f"{sum(row['in'] - row['kept'] for row in figures['rows'].values()):,}"),
     ]
@@ -129,7 +132,10 @@ def _missing_note(figures: dict[str, Any]) -> str:
 
 
 def _rejected_note(figures: dict[str, Any]) -> str:
-    return "By source and reason." if _reasons(figures) else "Every row was kept."
+    count = len(_reasons(figures))
+    if count > _MOST_REASONS:
+        return f"By source and reason, the {_MOST_REASONS} most frequent of {count}."
+    return "By source and reason." if count else "Every row was kept."
 
 
 def _draw(plot: "Callable[[Axes], None]") -> str:
@@ -152,6 +158,8 @@ def _draw(plot: "Callable[[Axes], None]") -> str:
 def _popularity(axes: "Axes", counts: IntArray) -> None:
     ranked = np.sort(counts[counts > 0])[::-1]
     axes.loglog(np.arange(1, len(ranked) + 1), ranked, color=_BLUE, linewidth=2)
+    _plain_numbers(axes.xaxis, 1, len(ranked))
+    _plain_numbers(axes.yaxis, int(ranked.min(initial=1)), int(ranked.max(initial=1)))
     axes.set_xlabel("item, most popular first")
     axes.set_ylabel("events")
     axes.grid(alpha=0.25)
@@ -159,9 +167,13 @@ def _popularity(axes: "Axes", counts: IntArray) -> None:
 
 def _per_user(axes: "Axes", per_user: IntArray) -> None:
     top = max(int(per_user.max(initial=1)), 2)
-    edges = np.unique(np.round(np.geomspace(1, top + 1, 30)).astype(np.int64))
+    low = int(per_user.min(initial=top))
+    edges = np.unique(np.round(np.geomspace(low, top + 1, 30)).astype(np.int64))
     axes.hist(per_user, bins=(edges - 0.5).tolist(), color=_BLUE, edgecolor="white", linewidth=0.5)
     axes.set_xscale("log")
+    if top < 2 * low:
+        axes.set_xlim(low / 2, top * 2)
+    _plain_numbers(axes.xaxis, low, top)
     axes.set_xlabel("events of a user")
     axes.set_ylabel("users")
 
@@ -175,7 +187,9 @@ def _missing(axes: "Axes", figures: dict[str, Any]) -> None:
 
 
 def _rejected(axes: "Axes", figures: dict[str, Any]) -> None:
-    reasons = sorted(_reasons(figures), key=lambda entry: entry[1])[-8:]
+    from matplotlib.ticker import MaxNLocator
+
+    reasons = sorted(_reasons(figures), key=lambda entry: entry[1])[-_MOST_REASONS:]
     if not reasons:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "none", ha="center", va="center", color=_GREY, fontsize=14, transform=axes.transAxes)
@@ -183,6 +197,7 @@ def _rejected(axes: "Axes", figures: dict[str, Any]) -> None:
     values = [float(count) for _, count in reasons]
     _bars(axes, [name for name, _ in reasons], values, [f"{value:,.0f}" for value in values], _RED)
     axes.set_xlim(0, max(values) * 1.25)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_xlabel("rows")
 
 
@@ -192,6 +207,15 @@ def _reasons(figures: dict[str, Any]) -> list[tuple[str, int]]:
         for source, row in figures["rows"].items()
         for reason, count in row["rejected"].items()
     ]
+
+
+def _plain_numbers(axis: "Axis", low: int, high: int) -> None:
+    """Label a logarithmic axis 1, 10, 100, with 2 and 5 between where it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * max(low, 1) else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _bars(axes: "Axes", names: list[str], values: list[float], labels: list[str], colour: str) -> None:
