@@ -165,7 +165,7 @@ class Release:
         if item_id not in self.item_ids:
             raise DataError(f"item {item_id!r} is not in the catalogue of release {self.id}")
         question = self.question([item_id], filters=filters)
-        return self.answer(self.ask(self._evidence_only(question), k), fields=fields)
+        return self.answer(self.ask(self.evidence_only(question), k), fields=fields)
 
     def search(
         self, text: str, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
@@ -263,6 +263,11 @@ class Release:
         count = int((fused.candidates.rows[query] >= 0).sum())
         return [explain(fused, query, place) for place in range(count)]
 
+    def evidence_only(self, question: Question) -> Question:
+        """The question without the channels that answer everybody alike: what is like an item has to do with it."""
+        channels = tuple(name for name in question.channels if self.retriever.channels[name].reads)
+        return Question(question.queries, channels)
+
     def _retriever_for(self, question: Question) -> Retriever:
         return self.retriever.only(list(question.channels), self.fusion_for(question))
 
@@ -272,10 +277,6 @@ class Release:
         if queries.texts[0] and not len(queries.history.values):
             return tuple(name for name, channel in channels.items() if channel.reads & {"text", "vectors"})
         return tuple(channels)
-
-    def _evidence_only(self, question: Question) -> Question:
-        channels = tuple(name for name in question.channels if self.retriever.channels[name].reads)
-        return Question(question.queries, channels)
 
     def _user_tokens(self, user_id: str | None) -> IntArray | None:
         tokens = self.histories.tokens(user_id) if user_id is not None else []
