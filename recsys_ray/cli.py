@@ -127,10 +127,11 @@ def serve(
 ) -> None:
     """Serve a release over HTTP until interrupted."""
     from recsys_ray.retrieval.release import resolve_release
-    from serve_app.app import ServeConfig, serve_until_interrupted
+    from serve_app.config import ServeConfig
+    from serve_app.run import run as serve_release
 
     values = {"release": str(resolve_release(release)), "topology": topology}
-    serve_until_interrupted(ServeConfig.model_validate(values), host, port)
+    serve_release(ServeConfig.parse(values), host, port)
 
 
 @app.command()

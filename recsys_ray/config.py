@@ -10,17 +10,14 @@ from recsys_ray.core.config import Config, execution, override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.data.sources import DataConfig
 from recsys_ray.data.split import SplitConfig
-from recsys_ray.embedding.encode import EmbeddingConfig
 from recsys_ray.encoders.two_tower import TwoTowerConfig
 from recsys_ray.evaluation.replay import EvaluationConfig
 from recsys_ray.index.spec import IndexConfig
-from recsys_ray.retrieval.channels import (
-    ChannelConfig,
-    CoVisitationConfig,
-    ContentConfig,
-    NearestConfig,
-    PopularityConfig,
-)
+from recsys_ray.retrieval.channels import ChannelConfig
+from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
+from recsys_ray.retrieval.channels.content import ContentConfig
+from recsys_ray.retrieval.channels.nearest import NearestConfig
+from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.fusion import FusionConfig
 from recsys_ray.training.config import TrainingConfig
 
@@ -34,6 +31,22 @@ class PublishConfig(Config):
     """
 
     fit_on: Literal["all", "refit", "strict"] = "all"
+
+
+class EmbeddingConfig(Config):
+    """Where features and item vectors are computed.
+
+    Attributes:
+        actors: Ray Data actors; 0 encodes in this process.
+        cpus: Logical CPUs an actor.
+        gpus: GPUs an actor.
+        batch_size: Items embedded at once by the item tower.
+    """
+
+    actors: int = execution(2, ge=0)
+    cpus: float = execution(1, gt=0)
+    gpus: float = execution(0, ge=0)
+    batch_size: int = execution(1024, ge=1)
 
 
 class RayConfig(Config):
@@ -52,10 +65,10 @@ class RayConfig(Config):
 
 def _channels() -> dict[str, ChannelConfig | None]:
     return {
-        "nearest": NearestConfig(kind="nearest"),
-        "co_visitation": CoVisitationConfig(kind="co_visitation"),
-        "content": ContentConfig(kind="content"),
-        "popularity": PopularityConfig(kind="popularity"),
+        "nearest": NearestConfig(),
+        "co_visitation": CoVisitationConfig(),
+        "content": ContentConfig(),
+        "popularity": PopularityConfig(),
     }
 
 
@@ -69,7 +82,7 @@ class RunConfig(Config):
         split: Training, validation, test.
         model: The two towers and their modalities.
         training: How the towers are trained.
-        embedding: How features and item vectors are computed.
+        embedding: Where features and item vectors are computed.
         index: How the ANN index is chosen.
         channels: Name to a channel's settings; null leaves a channel out. Without "nearest" no towers are trained.
         fusion: How the channels' lists are merged.

@@ -94,9 +94,8 @@ def ask(address: str, result: RunResult) -> None:
     for user in _USERS:
         answer = _post(address, "/v1/recommend", {"user_id": user, "k": _SHOWN})
         history = dataset.events.histories[dataset.user_ids.row(user)][-_SHOWN:]
-        out.print(
-            f"\n[bold]User {user}[/] lately watched: {'; '.join(titles[i] for i in dataset.item_ids.externals(history))}"
-        )
+        watched = "; ".join(titles[item] for item in dataset.item_ids.externals(history))
+        out.print(f"\n[bold]User {user}[/] lately watched: {watched}")
         out.print(_table("recommended", answer["items"]))
     liked = dataset.item_ids.external(int(dataset.events.item_counts().argmax()))
     similar = _post(address, "/v1/similar", {"item_id": liked, "k": _SHOWN})

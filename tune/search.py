@@ -42,12 +42,13 @@ def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) ->
     """
     storage = Path(config.storage).absolute()
     config = override(config, {"storage": str(storage)})
+    override(config, {path: dimension.domain().sample() for path, dimension in space.items()})  # wrong paths fail here
     with connected(config.ray.address, config.ray.num_cpus):
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, base=config.model_dump(mode="json")), {"CPU": 0.01}),
             param_space={path: dimension.domain() for path, dimension in space.items()},
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearch(metric=METRIC, mode="max", seed=config.seed),
+                search_alg=OptunaSearch(metric=METRIC, mode="max", seed=config.training.seed),
                 num_samples=trials,
                 max_concurrent_trials=concurrent,
             ),
@@ -58,8 +59,7 @@ def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) ->
 
 def _trial(changes: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     """One whole run, in a process of its own; reports validation metrics, never test metrics."""
-    result = run(override(RunConfig.parse(base), changes), until="evaluate")
-    fused = result.report["validation"]["fused"]
+    fused = run(override(RunConfig.parse(base), changes), until="evaluate").require_report()["validation"]["fused"]
     tune.report({METRIC: fused[METRIC], "ndcg@10": fused["ndcg@10"], "recall@100": fused["recall@100"]})
 
 
@@ -67,17 +67,25 @@ def _conclude(config: RunConfig, results: tune.ResultGrid, storage: Path) -> Run
     """Write and show all trials, best first, and the best configuration."""
     for error in results.errors:
         say(f"a trial failed: {error}")
-    done = [result for result in results if result.error is None and result.metrics and METRIC in result.metrics]
-    if not done:
+    rows = _rows(results)
+    if not rows:
         raise RecsysError(f"all {len(results)} trials failed; the last said: {results.errors[-1]}")
-    done.sort(key=lambda result: -result.metrics[METRIC])
-    rows = [{"settings": r.config, METRIC: r.metrics[METRIC], "recall@100": r.metrics["recall@100"]} for r in done]
     (storage / TRIALS_FILE).write_text(json.dumps(rows, indent=1) + "\n")
     _show(rows)
-    best = override(config, done[0].config)
+    best = override(config, rows[0]["settings"])
     (storage / BEST_FILE).write_text(dump_config(best))
-    say(f"best: {METRIC} {done[0].metrics[METRIC]:.4f} on validation; its configuration is {storage / BEST_FILE}")
+    say(f"best: {METRIC} {rows[0][METRIC]:.4f} on validation; its configuration is {storage / BEST_FILE}")
     return best
+
+
+def _rows(results: tune.ResultGrid) -> list[dict[str, Any]]:
+    """The trials that finished, best first."""
+    rows = []
+    for place in range(len(results)):
+        metrics, settings = results[place].metrics or {}, results[place].config or {}
+        if METRIC in metrics:
+            rows.append({"settings": settings, METRIC: metrics[METRIC], "recall@100": metrics["recall@100"]})
+    return sorted(rows, key=lambda row: -row[METRIC])
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Search spaces: a dotted path of the run's configuration -> a distribution. Any setting can be searched."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -20,7 +20,8 @@ class Choice(Config):
 
     def domain(self) -> Domain:
         """As Ray Tune reads it."""
-        return tune.choice(list(self.values))
+        domain: Domain = tune.choice(list(self.values))
+        return domain
 
 
 class Real(Config):
@@ -33,11 +34,13 @@ class Real(Config):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        return _require_order(self)
+        _require_order(self.low, self.high, self.log)
+        return self
 
     def domain(self) -> Domain:
         """As Ray Tune reads it."""
-        return tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
+        domain: Domain = tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
+        return domain
 
 
 class Whole(Config):
@@ -50,11 +53,14 @@ class Whole(Config):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        return _require_order(self)
+        _require_order(self.low, self.high, self.log)
+        return self
 
     def domain(self) -> Domain:
         """As Ray Tune reads it, whose upper bound is left out."""
-        return tune.lograndint(self.low, self.high + 1) if self.log else tune.randint(self.low, self.high + 1)
+        make = tune.lograndint if self.log else tune.randint
+        domain: Domain = make(self.low, self.high + 1)
+        return domain
 
 
 Dimension = Annotated[Choice | Real | Whole, Field(discriminator="kind")]
@@ -95,10 +101,6 @@ def load_space(path: Path) -> Space:
     return parse_space(values)
 
 
-R = TypeVar("R", Real, Whole)
-
-
-def _require_order(dimension: R) -> R:
-    if dimension.low >= dimension.high or (dimension.log and dimension.low <= 0):
+def _require_order(low: float, high: float, log: bool) -> None:
+    if low >= high or (log and low <= 0):
         raise ValueError("low < high, and 0 < low where log is true")
-    return dimension

@@ -46,7 +46,7 @@ class StageRunner:
         """
         label = label or kind
         parent_ids = {role: artifact.id for role, artifact in parents.items()}
-        key = artifact_id(kind, version, settings, parent_ids, inputs)
+        key = self.key(kind, version, settings, parents, inputs)
         artifact = self.store.find(kind, key)
         if artifact is None:
             say(f"▶ {label}")
@@ -56,6 +56,13 @@ class StageRunner:
             say(f"✔ {label}: nothing changed, reused {key}")
         self.made[label] = artifact
         return artifact
+
+    def key(
+        self, kind: str, version: int, settings: Mapping[str, Any], parents: Mapping[str, Artifact], inputs: str = ""
+    ) -> str:
+        """The id that `run` gives the artifact."""
+        parent_ids = {role: artifact.id for role, artifact in parents.items()}
+        return artifact_id(kind, version, settings, parent_ids, inputs)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -1,0 +1,146 @@
+"""READ FIRST: a run, from raw files to a release. Each stage reads artifacts and makes one; see `recsys_ray.stages`."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recsys_ray.config import RunConfig
+from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.errors import ConfigError, RecsysError
+from recsys_ray.core.progress import console, say
+from recsys_ray.data.dataset import Dataset, load_dataset
+from recsys_ray.evaluation.report import REPORT_HTML, REPORT_JSON, print_report, read_report
+from recsys_ray.stages import channels, dataset, evaluation, features, release, towers
+from recsys_ray.stages.channels import Configs, Fit
+from recsys_ray.stages.features import Features
+from recsys_ray.stages.runner import StageRunner
+from recsys_ray.stages.work import Data, Scope, Work, fold_scopes, publish_scope
+
+STAGES = ("prepare", "features", "train", "embed", "index", "fit", "evaluate", "publish", "run")
+RELEASE_LINK = "release"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        storage: Its folder.
+        dataset: The dataset artifact.
+        report: The content of report.json; None when the run ended before it.
+        release: The release artifact; None when the run ended before it.
+    """
+
+    storage: Path
+    dataset: Artifact
+    report: dict[str, Any] | None = None
+    release: Artifact | None = None
+
+    def load_dataset(self) -> Dataset:
+        """The catalogue, users and events."""
+        return load_dataset(self.dataset)
+
+    def require_report(self) -> dict[str, Any]:
+        """The content of report.json.
+
+        Raises:
+            RecsysError: When the run ended before it.
+        """
+        if self.report is None:
+            raise RecsysError("this run made no report: run it at least until evaluate")
+        return self.report
+
+    def require_release(self) -> Artifact:
+        """The release.
+
+        Raises:
+            RecsysError: When the run ended before it.
+        """
+        if self.release is None:
+            raise RecsysError("this run published no release: run it to the end")
+        return self.release
+
+
+def run(config: RunConfig, until: str = "run") -> RunResult:
+    """Run the stages in order; what has been made before and would be the same is reused.
+
+    Args:
+        config: All settings.
+        until: The last stage to run, one of `STAGES`; "run" is all of them.
+
+    Raises:
+        RecsysError: With what is wrong and what to do about it.
+    """
+    if until not in STAGES:
+        raise ConfigError("until", until, ", ".join(STAGES))
+    storage = Path(config.storage)
+    with Work(config, StageRunner(storage / "artifacts")) as work:
+        data = dataset.prepare(work)
+        result = RunResult(storage, data.artifact)
+        if until == "prepare":
+            return result
+        frozen = features.features(work, data)
+        if until == "features":
+            return result
+        fits = _fit_all(work, data, frozen, fold_scopes(data.dataset), channels.configured(work), until)
+        if until in ("train", "embed", "index", "fit"):
+            return result
+        fusion, fusion_artifact = evaluation.fuse(work, data, fits)
+        report = evaluation.evaluate(work, data, fits, fusion, fusion_artifact)
+        result = _with_report(result, report)
+        if until == "evaluate":
+            return result
+        scope = publish_scope(data.dataset, config.publish.fit_on, _epochs(fits))
+        chosen = channels.chosen_configs(fits[-1])
+        served = _fit_all(work, data, frozen, [scope], chosen, "fit")[0]
+        published = release.publish(work, data, frozen, served, fusion_artifact, report)
+        return _with_release(result, published)
+
+
+def _fit_all(
+    work: Work, data: Data, frozen: Features, scopes: list[Scope], configs: Configs, until: str = "fit"
+) -> list[Fit]:
+    return [_fit_scope(work, data, frozen, scope, configs, until) for scope in scopes]
+
+
+def _fit_scope(work: Work, data: Data, frozen: Features, scope: Scope, configs: Configs, until: str) -> Fit:
+    """Towers, their vectors and the channels on one scope of events, as far as `until` says."""
+    trained = None
+    if channels.need_towers(configs):
+        artifact = towers.train(work, data, frozen, scope)
+        if until == "train":
+            return Fit(scope, None, {})
+        trained = towers.embed(work, data, frozen, artifact, scope)
+        if until == "embed":
+            return Fit(scope, trained, {})
+    wanted = channels.indexed(configs) if until == "index" else configs
+    return Fit(scope, trained, channels.fit(work, data, frozen, trained, scope, wanted))
+
+
+def _epochs(fits: list[Fit]) -> int | None:
+    """How long the second fit trains: as long as the last fold's best epoch."""
+    trained = fits[-1].towers
+    return None if trained is None else int(trained.artifact.summary["best_epoch"])
+
+
+def _with_report(result: RunResult, report: Artifact) -> RunResult:
+    """Put the report where people look for it, and show it."""
+    for name in (REPORT_JSON, REPORT_HTML):
+        aside = result.storage / f".{name}.part"
+        shutil.copyfile(report.file(name), aside)
+        aside.rename(result.storage / name)
+    print_report(read_report(result.storage / REPORT_JSON), console())
+    say(f"report: {result.storage / REPORT_JSON}, to look at: {result.storage / REPORT_HTML}")
+    return replace(result, report=json.loads((result.storage / REPORT_JSON).read_text()))
+
+
+def _with_release(result: RunResult, published: Artifact) -> RunResult:
+    """Point STORAGE/release at the new release, in one step."""
+    aside = result.storage / f".{RELEASE_LINK}.part"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(published.path.relative_to(result.storage))
+    aside.rename(result.storage / RELEASE_LINK)
+    say(f"release: {result.storage / RELEASE_LINK} ({published.id}); serve it: recsys-ray serve {result.storage}")
+    return replace(result, release=published)

@@ -1,0 +1,68 @@
+"""Publish: all that serving needs, in one artifact."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recsys_ray.core.artifacts import Artifact
+from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.online.history import HISTORIES_FILE, write_histories
+from recsys_ray.retrieval.channels import load_channel
+from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.retrieval.release import ReleaseParts, write_release
+from recsys_ray.retrieval.release_parts import FrozenSpace, space_of
+from recsys_ray.stages.channels import Fit
+from recsys_ray.stages.evaluation import FUSION_FILE
+from recsys_ray.stages.features import Features, frozen_configs
+from recsys_ray.stages.work import Data, Work
+
+VERSION = 1
+KIND = "release"
+
+
+def publish(work: Work, data: Data, features: Features, served: Fit, fusion: Artifact, report: Artifact) -> Artifact:
+    """Make a release of what was fitted for serving; histories are those of all events, whatever it was fitted on."""
+
+    def write(directory: Path) -> Mapping[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            parts = _parts(work, data, features, served, Fusion.load(fusion.file(FUSION_FILE)), Path(scratch))
+            summary = write_release(directory, parts)
+        return {**summary, "fitted_on": served.scope.name, "measured": report.summary["fused"]}
+
+    parents = {"dataset": data.artifact, "fusion": fusion, "report": report, **served.channels}
+    return work.runner.run(KIND, VERSION, {}, parents, write, label="publish")
+
+
+def _parts(work: Work, data: Data, features: Features, served: Fit, fusion: Fusion, scratch: Path) -> ReleaseParts:
+    dataset, towers = data.dataset, served.towers
+    channels = tuple(load_channel(artifact.path) for artifact in served.channels.values())
+    used = {space_of(channel) for channel in channels}
+    frozen = tuple(
+        FrozenSpace(features.backbone_id(modality), table.vectors.shape[1], modality)
+        for modality, table in features.tables.items()
+        if features.backbone_id(modality) in used
+    )
+    histories = scratch / HISTORIES_FILE
+    write_histories(histories, dataset.user_ids.ids, dataset.events.histories, dataset.item_ids, data.user_tokens)
+    return ReleaseParts(
+        items=dataset.items,
+        fields=dataset.fields,
+        channels=channels,
+        fusion=fusion,
+        histories=histories,
+        towers=None if towers is None else towers.artifact.path,
+        towers_space=None if towers is None else towers.space_id,
+        frozen=frozen,
+        backbones={} if towers is not None else _saved_backbones(work, data, [one.modality for one in frozen], scratch),
+    )
+
+
+def _saved_backbones(work: Work, data: Data, modalities: list[str], scratch: Path) -> dict[str, Path]:
+    """The backbones of frozen spaces, where no towers bring them."""
+    folders = {}
+    for modality, config in frozen_configs(work, data).items():
+        if modality in modalities:
+            folders[modality] = scratch / modality
+            load_backbone(config).save(folders[modality])
+    return folders

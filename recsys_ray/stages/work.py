@@ -1,0 +1,85 @@
+"""What every stage is given, and the scope of events that a fit may see."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Self
+
+from recsys_ray.config import RunConfig
+from recsys_ray.core.arrays import IntArray
+from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.events import Events
+from recsys_ray.core.on_ray import connected
+from recsys_ray.data.dataset import Dataset, Targets
+from recsys_ray.stages.runner import StageRunner
+
+
+@dataclass
+class Work:
+    """One run at work. A with block: what was started for it ends with it.
+
+    Attributes:
+        config: The whole configuration.
+        runner: Finds or makes artifacts.
+    """
+
+    config: RunConfig
+    runner: StageRunner
+    _exits: ExitStack = field(default_factory=ExitStack)
+    _connected: bool = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def need_ray(self) -> None:
+        """Connect to the cluster, once; a run whose artifacts are all there never does."""
+        if not self._connected:
+            settings = self.config.ray
+            self._exits.enter_context(connected(settings.address, settings.num_cpus, settings.object_store_bytes))
+            self._connected = True
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset artifact and what is in it."""
+
+    artifact: Artifact
+    dataset: Dataset
+
+    @property
+    def user_tokens(self) -> IntArray | None:
+        """(U, T) attribute tokens of the users, None when users have none."""
+        tokens = self.dataset.user_tokens
+        return tokens if tokens.shape[1] else None
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The events that a fit may see.
+
+    Attributes:
+        name: For people and artifact ids.
+        events: To fit on.
+        validation: To choose settings on; None where settings were chosen before.
+        epochs: How long to train, where validation does not say.
+    """
+
+    name: str
+    events: Events
+    validation: Targets | None
+    epochs: int | None = None
+
+
+def fold_scopes(dataset: Dataset) -> list[Scope]:
+    """One a fold: fitted on its training events, choosing on its validation."""
+    return [Scope(f"fold {place}", fold.train, fold.validation) for place, fold in enumerate(dataset.folds, 1)]
+
+
+def publish_scope(dataset: Dataset, fit_on: str, epochs: int | None) -> Scope:
+    """What a release is fitted on, see `PublishConfig`; "strict" is the last fold, fitted already."""
+    if fit_on == "strict":
+        return fold_scopes(dataset)[-1]
+    events = dataset.events if fit_on == "all" else dataset.folds[-1].train_validation
+    return Scope("all events" if fit_on == "all" else "train and validation", events, None, epochs)
