@@ -45,7 +45,7 @@ def override(config: C, changes: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: When a path does not exist or a value is not allowed.
     """
-    values = config.model_dump()
+    values = _writable(config.model_dump())
     for path, value in changes.items():
         _set(values, config, path, value)
     return type(config).parse(values)
@@ -94,6 +94,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _writable(value: Any) -> Any:
+    """Tuples as lists, so that an entry can be replaced; parsing makes tuples of them again."""
+    if isinstance(value, dict):
+        return {key: _writable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(inner) for inner in value]
+    return value
+
+
 def _set(values: dict[str, Any], config: BaseModel, path: str, value: Any) -> None:
     """Walk `path` down the dumped values and the config's types together, so that a wrong name can be explained."""
     *parents, last = path.split(".")
@@ -109,7 +118,7 @@ def _set(values: dict[str, Any], config: BaseModel, path: str, value: Any) -> No
 
 
 def _key(here: Any, name: str) -> Any:
-    return int(name) if isinstance(here, list | tuple) else name
+    return int(name) if isinstance(here, list) else name
 
 
 def _child(node: Any, name: str) -> Any:
