@@ -118,7 +118,7 @@ class Choice:
             "recall": chosen[0].recall if chosen else None,
             "queries_per_s": chosen[0].queries_per_s if chosen else None,
             "note": self.note,
-            "measured": [asdict(row) for row in self.measured],
+            "measured": [{**asdict(row), "chosen": self._is_chosen(row)} for row in self.measured],
         }
 
     def _is_chosen(self, row: Measured) -> bool:

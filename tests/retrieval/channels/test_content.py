@@ -1,0 +1,67 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.events import Events
+from recsys_ray.core.schema import Fields
+from recsys_ray.retrieval.channels import content
+from recsys_ray.retrieval.channels.content import ContentConfig
+from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
+from recsys_ray.retrieval.query import Queries
+
+N = 40
+
+
+def make_data(words_help: bool, vectors_help: bool) -> FitData:
+    """Items come in pairs (0 and 1, 2 and 3, …); words or vectors tell the pairs, or nothing."""
+    rng = np.random.default_rng(0)
+    pair = np.arange(N) // 2
+    texts = [f"w{pair[row] if words_help else rng.integers(0, 3)}" for row in range(N)]
+    centres = rng.standard_normal((N, 16))
+    vectors = (centres[pair] if vectors_help else rng.standard_normal((N, 16))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    items = pa.table({"item_id": [str(row) for row in range(N)], "_text": texts})
+    zeros = np.zeros(0, np.int64)
+    events = Events(np.zeros(2, np.int64), zeros, zeros, np.zeros(0, np.float32), N)
+    history = Ragged.of([[row] for row in range(N)])
+    pairs = ValidationPairs(history, history, Ragged.of([[row ^ 1] for row in range(N)]))
+    return FitData(events, items, Fields(), {"text": Space("frozen", vectors, vectors[:4])}, pairs)
+
+
+def test_validation_chooses_words_where_they_say_more() -> None:
+    channel = content.fit("content", ContentConfig(space="text", max_share=1.0), make_data(True, False))
+    assert channel.mix < 0.5
+
+
+def test_validation_chooses_vectors_where_they_say_more() -> None:
+    channel = content.fit("content", ContentConfig(space="text", max_share=1.0), make_data(False, True))
+    assert channel.mix > 0.5
+    found = channel.retrieve(Queries.of_histories(Ragged.of([[4], [7]])), 1).rows
+    assert found.tolist() == [[5], [6]]
+
+
+def test_a_vector_of_the_text_counts_beside_the_history() -> None:
+    data = make_data(False, True)
+    channel = content.fit("content", ContentConfig(space="text", mix=1.0), data)
+    queries = Queries.of_texts(("unknown",)).with_vectors({"frozen": data.spaces["text"].vectors[8:9]})
+    assert set(channel.retrieve(queries, 2).rows[0].tolist()) == {8, 9}
+
+
+def test_the_mix_needs_validation_or_a_setting() -> None:
+    data = make_data(True, True)
+    nothing = FitData(data.events, data.items, data.fields, data.spaces)
+    with pytest.raises(ConfigError, match=r"channels\.c\.mix.*no validation pairs"):
+        content.fit("c", ContentConfig(space="text"), nothing)
+    assert content.fit("c", ContentConfig(space="text", mix=0.3), nothing).mix == 0.3
+
+
+def test_a_space_that_the_run_lacks_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"channels\.c\.space: got 'image'; allowed: text"):
+        content.fit("c", ContentConfig(space="image"), make_data(True, True))
+
+
+def test_a_mix_without_a_space_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a space beside mix"):
+        ContentConfig.parse({"mix": 0.5})
