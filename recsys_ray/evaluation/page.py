@@ -51,12 +51,10 @@ class Headline:
 def render(report: Report, details: Details) -> str:
     """The whole page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("recsys_ray.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["svg"] = Markup
     colours = channel_colours(list(report.metrics), FUSED)
     return environment.get_template(TEMPLATE).render(
         report=report,
@@ -79,7 +77,7 @@ def render(report: Report, details: Details) -> str:
 
 def percent(value: float) -> str:
     """A share as people read it."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}%"
 
 
 def ranking_order(metrics: Mapping[str, Scores]) -> list[str]:
@@ -107,7 +105,7 @@ def verdict(gain: Gain) -> str:
     """Whether fusing pays, in one sentence."""
     low, high = gain.ci95
     points = (
-        f"{100 * gain.difference:+.1f} points of {gain.metric} (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+        f"{100 * gain.difference:+.2f} points of {gain.metric} (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
     )
     if low > 0:
         return f"Fusing the channels beats the best single one ({gain.best}) by {points}."
@@ -130,7 +128,7 @@ def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]
 
 def _between(scores: Scores, metric: str) -> str:
     low, high = scores.ci95[metric]
-    return f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    return f"95% interval {100 * low:.1f} to {100 * high:.1f}"
 
 
 def _channel_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]:
@@ -138,7 +136,7 @@ def _channel_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]
         heading = f"Found in the first {count}"
         sentence = (
             f"The share of hidden items that each source puts among its first {count} ({metric}); longer is better, "
-            "and the thin line is the range in which the true value lies with 95 % confidence."
+            "and the thin line is the range in which the true value lies with 95% confidence."
         )
         rows = _bars(report.metrics, ranking_order(report.metrics), metric, colours)
         yield Plot(heading, sentence, bars(rows, f"{metric} by channel"))
