@@ -36,8 +36,8 @@ class TrainingConfig(Config):
         average: Keep an exponential average of the weights, with this decay a step, and evaluate and return that.
         seed: Of weights, shuffling, negatives and dropout.
         workers: Ray Train workers; 0 trains in this process without Ray.
-        cpus: CPU cores, and torch threads, of each worker.
-        gpus: GPUs of each worker.
+        cpus: CPU cores, and torch threads, of each worker, or of this process.
+        gpus: GPUs of each worker, or of this process.
         max_failures: How often Ray Train restarts after a lost worker.
     """
 

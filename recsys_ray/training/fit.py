@@ -58,7 +58,12 @@ def fit_in_process(
         keeper = LocalCheckpoints(directory)
         hooks = replace(hooks, keep=keeper.keep, resume=keeper.newest())
     device = torch.device("cuda" if config.gpus else "cpu")
-    result = run_rank(model.to(device), data, config, (0, 1), hooks)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.cpus)
+    try:
+        result = run_rank(model.to(device), data, config, (0, 1), hooks)
+    finally:
+        torch.set_num_threads(threads)
     model.load_state_dict(result.weights)
     return result
 

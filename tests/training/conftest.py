@@ -1,6 +1,63 @@
-"""Shapes and types of every tensor in training are checked while its tests run."""
+"""Small towers and events; shapes and types of every tensor in training are checked while its tests run."""
 
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
 from jaxtyping import install_import_hook
 
 with install_import_hook("recsys_ray.training", "beartype.beartype"):
     import recsys_ray.training.fit  # noqa: F401
+
+from recsys_ray.core.arrays import Ragged
+from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.training.config import TrainingConfig
+from recsys_ray.training.data import TrainInput, Validation
+
+
+def _module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def small() -> ModuleType:
+    return _module("parity_worker")
+
+
+@pytest.fixture
+def towers(small: ModuleType) -> TwoTower:
+    return small.small_towers()
+
+
+@pytest.fixture(scope="session")
+def data(small: ModuleType) -> TrainInput:
+    """300 random events; each of the 30 users is asked for an item that the user met, so that there is a signal."""
+    data: TrainInput = small.small_data()
+    histories = data.train.histories
+    empty = Ragged.empty(len(histories))
+    targets = Ragged.of([histories[row][-1:] for row in range(len(histories))])
+    queries = Validation(np.arange(len(histories)), histories.last(3), empty, targets)
+    return replace(data, validation=queries)
+
+
+@pytest.fixture(scope="session")
+def settings() -> Callable[..., TrainingConfig]:
+    defaults: dict[str, Any] = {
+        "workers": 0,
+        "precision": "fp32",
+        "batch_size": 10,
+        "negatives": 15,
+        "epochs": 4,
+        "patience": None,
+    }
+    return lambda **changes: TrainingConfig.parse({**defaults, **changes})

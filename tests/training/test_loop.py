@@ -1,0 +1,129 @@
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from recsys_ray.core.errors import ArtifactError, ConfigError, TrainingError
+from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.training.checkpoint import load_checkpoint, read_result
+from recsys_ray.training.config import TrainingConfig
+from recsys_ray.training.data import TrainInput
+from recsys_ray.training.fit import build_engine, fit_in_process, run_rank
+from recsys_ray.training.loop import Hooks
+from recsys_ray.training.progress import EpochRecord
+
+Settings = Callable[..., TrainingConfig]
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture
+def dropping(towers: TwoTower) -> TwoTower:
+    """Towers with dropout: a resumed run is the same only if the random generators are restored too."""
+    for module in towers.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    return towers
+
+
+def test_training_learns_and_returns_the_weights_of_the_best_epoch(
+    towers: TwoTower, data: TrainInput, settings: Settings
+) -> None:
+    result = fit_in_process(towers, data, settings(epochs=8, learning_rate=0.02))
+    assert [record.epoch for record in result.records] == list(range(1, 9))
+    assert result.records[-1].loss < result.records[0].loss - 0.3
+    best = max(result.records, key=lambda record: record.validation["ndcg@10"])
+    assert result.best_epoch == best.epoch
+    assert result.validation == best.validation
+    assert all(torch.equal(tensor, result.weights[name]) for name, tensor in towers.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [{}, {"average": 0.9}, {"precision": "bf16"}])
+def test_a_run_that_was_cut_goes_on_to_the_same_weights_to_the_bit(
+    dropping: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    config = settings(**changes)
+    undisturbed = fit_in_process(copy.deepcopy(dropping), data, config)
+
+    def keep_then_cut(record: EpochRecord, write: Callable[[Path], None]) -> None:
+        if record.epoch == 3:
+            raise Cut
+        path = tmp_path / str(record.epoch)
+        path.mkdir()
+        write(path)
+
+    with pytest.raises(Cut):
+        run_rank(copy.deepcopy(dropping), data, config, (0, 1), Hooks(keep=keep_then_cut))
+    torch.rand(7)  # the new process's generator is somewhere else
+    resumed = run_rank(copy.deepcopy(dropping), data, config, (0, 1), Hooks(resume=tmp_path / "2"))
+
+    assert resumed.best_epoch == undisturbed.best_epoch
+    assert [record.loss for record in resumed.records] == [record.loss for record in undisturbed.records]
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in undisturbed.weights.items())
+
+
+def test_a_run_in_a_folder_goes_on_where_it_was(
+    dropping: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path
+) -> None:
+    whole = fit_in_process(copy.deepcopy(dropping), data, settings())
+    fit_in_process(copy.deepcopy(dropping), data, settings(), tmp_path, stop_after=2)
+    result = fit_in_process(dropping, data, settings(), tmp_path)
+    assert all(torch.equal(tensor, result.weights[name]) for name, tensor in whole.weights.items())
+    assert read_result(tmp_path / "newest").records == result.records
+
+
+def test_early_stopping_waits_as_long_as_it_is_told(towers: TwoTower, data: TrainInput, settings: Settings) -> None:
+    result = fit_in_process(towers, data, settings(epochs=50, patience=2, learning_rate=1e-7, warmup=0))
+    assert len(result.records) == result.best_epoch + 2
+
+
+def test_fixed_epochs_keep_the_schedule_and_need_no_validation(
+    towers: TwoTower, data: TrainInput, settings: Settings
+) -> None:
+    blind = replace(data, validation=None)
+    config = settings(epochs=6, patience=3)
+    with pytest.raises(ConfigError, match="no validation"):
+        fit_in_process(copy.deepcopy(towers), blind, config)
+    short = fit_in_process(copy.deepcopy(towers), blind, config, stop_after=2)
+    long = fit_in_process(copy.deepcopy(towers), blind, settings(epochs=6))
+    assert short.best_epoch == 2
+    assert short.validation == {}
+    assert [record.loss for record in short.records] == [record.loss for record in long.records[:2]]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    towers: TwoTower, data: TrainInput, settings: Settings
+) -> None:
+    with torch.no_grad():
+        towers.user_tower.start.fill_(torch.nan)
+    rows = {name: tensor.clone() for name, tensor in towers.item_tower.state_dict().items()}
+    with pytest.raises(TrainingError, match=r"loss of step 0 is nan.*training\.learning_rate"):
+        fit_in_process(towers, data, settings())
+    assert all(torch.equal(tensor, rows[name]) for name, tensor in towers.item_tower.state_dict().items())
+
+
+def test_more_history_than_the_tower_reads_is_refused(towers: TwoTower, data: TrainInput, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"training\.max_history: got 9; allowed: at most model\.user\.history = 8"):
+        fit_in_process(towers, data, settings(max_history=9))
+    assert len(fit_in_process(towers, data, settings(max_history=3, epochs=1)).records) == 1
+
+
+def test_a_checkpoint_of_another_number_of_workers_is_refused(
+    towers: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path
+) -> None:
+    fit_in_process(towers, data, settings(epochs=1), tmp_path)
+    engine = build_engine(towers, settings())
+    with pytest.raises(ArtifactError, match="written by 1 workers, now there are 2"):
+        load_checkpoint(tmp_path / "newest", engine, (0, 2))
+    with pytest.raises(ArtifactError, match="no whole training checkpoint"):
+        load_checkpoint(tmp_path, engine, (0, 1))
+
+
+def test_workers_need_ray(towers: TwoTower, data: TrainInput, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="workers: got 2"):
+        fit_in_process(towers, data, settings(workers=2))
