@@ -1,6 +1,6 @@
 """The HTTP bodies: what each route takes and gives. Unknown keys and values of the wrong type are errors."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -15,8 +15,8 @@ class Request(BaseModel):
 
     Attributes:
         k: How many items to answer with.
-        filters: Catalogue field to what it must be: a value (equals), a list (one of), or a range
-            ``{"gte": 1990, "lt": 2000}``. All of them must hold.
+        filters: Catalogue field to what it must be: a value, ``{"in": [a, b]}`` for one of several, or a range
+            ``{"min": 1990, "max": 1999}`` with both ends in it. All of them must hold.
         deadline_ms: Answer within this time or say 408; channels that would be late are left out.
         explain: Add the rank and score that each channel gave an item.
         fields: Catalogue fields to return with each item.
@@ -25,7 +25,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     k: int = Field(20, ge=1)
-    filters: dict[str, Scalar | list[Scalar] | dict[str, Scalar]] = Field(default_factory=dict, max_length=32)
+    filters: dict[str, Scalar | dict[Literal["in", "min", "max"], Scalar | list[Scalar]]] = Field(default_factory=dict, max_length=32)
     deadline_ms: int | None = Field(None, ge=1)
     explain: bool = False
     fields: list[str] = Field(default_factory=list, max_length=64)
@@ -78,7 +78,8 @@ class Item(BaseModel):
     """One item of an answer, best first.
 
     Attributes:
-        channels: The channels that proposed it, the one that ranked it best first.
+        score: Comparable within one answer only.
+        channels: The channels that proposed it and its rank there, from 1; the best rank first.
         fields: The catalogue fields asked for.
         explain: Channel name to its vote, when asked for.
     """
@@ -86,7 +87,7 @@ class Item(BaseModel):
     item_id: str
     title: str | None
     score: float
-    channels: list[str]
+    channels: dict[str, int]
     fields: dict[str, Any] | None = None
     explain: dict[str, Vote] | None = None
 
@@ -130,11 +131,18 @@ class ItemAnswer(Envelope):
 
 
 class StatusAnswer(Envelope):
-    """What is being served."""
+    """What is being served.
+
+    Attributes:
+        channels: Names of the channels.
+        spaces: Ids of the vector spaces that questions are encoded in.
+        fields: Catalogue fields that can be shown and filtered by.
+        counts: Items, and users with a history.
+    """
 
     topology: str
     channels: list[str]
-    spaces: dict[str, Any]
+    spaces: list[str]
     fields: list[str]
     counts: dict[str, int]
 

@@ -2,6 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from recsys_ray.core.config import override
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.retrieval.release import open_release
+from recsys_ray.retrieval.release_files import channel_names
 from serve_app.config import Scale, ServeConfig
 from serve_app.deployments import ChannelWorker, Encoder, Gateway
 
@@ -33,12 +37,27 @@ def build_app(config: ServeConfig) -> "Application":
             max_surge_percent=100,
         )(cls)
 
+    release = open_release(config.release)
+    # An absolute path of one release: replicas have other working directories, and must all load the same.
+    config = override(config, {"release": str(release.path.resolve())})
     gateway = deploy(serve.ingress()(Gateway), "gateway", config.gateway)
     if config.topology == "collapsed":
         return gateway.bind(config)
     encoder = deploy(Encoder, "encoder", config.encoder).bind(config.release)
     channels = {
         name: deploy(ChannelWorker, name, config.channels.get(name, config.channel)).bind(config.release, name)
-        for name in channel_names(config)
+        for name in _channels(config, channel_names(release))
     }
     return gateway.bind(config, encoder, channels)
+
+
+def _channels(config: ServeConfig, names: list[str]) -> list[str]:
+    """The release's channels.
+
+    Raises:
+        ConfigError: When a scale is set for a channel that is not there.
+    """
+    for name in config.channels:
+        if name not in names:
+            raise ConfigError(f"channels.{name}", name, ", ".join(names), "The release has no such channel.")
+    return names

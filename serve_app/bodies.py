@@ -10,6 +10,7 @@ from serve_app import api
 from serve_app.config import Limits
 from serve_app.problems import Problem
 
+_CONDITION = 'a value, {"in": [a, b]}, or {"min": a, "max": b}; values are text, numbers, true or false'
 Body = TypeVar("Body", bound=api.Request)
 
 
@@ -59,5 +60,12 @@ def _problem(error: ValidationError) -> Problem:
     found = error.errors(include_url=False, include_input=False, include_context=False)
     if found[0]["type"] == "json_invalid":
         return Problem(400, f"The body is not JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}.")
-    errors = [{"field": ".".join(map(str, one["loc"])) or "body", "detail": one["msg"]} for one in found]
-    return Problem(422, f"{errors[0]['field']}: {errors[0]['detail']}.", errors)
+    errors = list({_field(one["loc"]): one["msg"] for one in reversed(found)}.items())[::-1]
+    documents = [{"field": field, "detail": _CONDITION if field.startswith("filters.") else detail} for field, detail in errors]
+    return Problem(422, f"{documents[0]['field']}: {documents[0]['detail']}.", documents)
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """The dotted path of a wrong value; inside `filters` up to the catalogue field, below it are only alternatives."""
+    parts = location[:2] if location[:1] == ("filters",) else location
+    return ".".join(map(str, parts)) or "body"

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.release import Release, load_release
+from recsys_ray.retrieval.release import Release, load_release, load_release_channel, open_release
 from serve_app.calls import across, in_process
 from serve_app.config import ServeConfig
 from serve_app.engine import Encode, Engine, Retrieve
@@ -26,7 +26,9 @@ class Encoder:
 
     def __init__(self, release: str | Release) -> None:
         use_one_thread()
-        self._encode = in_process(opened(release).retriever.encode)
+        retriever = (load_release(release) if isinstance(release, str) else release).retriever
+        retriever.encode(Queries.of_texts(("warm up",)))  # backbones load with the first text: here, not in a request
+        self._encode = in_process(retriever.encode)
 
     async def encode(self, queries: Queries) -> dict[str, FloatArray]:
         """Query vectors by space, (B, D) each."""
@@ -43,7 +45,11 @@ class ChannelWorker:
 
     def __init__(self, release: str | Release, name: str) -> None:
         use_one_thread()
-        self._retrieve = in_process(opened(release).retriever.channels[name].retrieve)
+        if isinstance(release, str):
+            channel = load_release_channel(open_release(release), name)
+        else:
+            channel = release.retriever.channels[name]
+        self._retrieve = in_process(channel.retrieve)
 
     async def retrieve(self, queries: Queries, k: int) -> Candidates:
         """The channel's k best candidates of each query."""
@@ -72,16 +78,11 @@ class Gateway:
         else:
             encode = across(encoder.encode)
             retrieve = {name: across(handle.retrieve) for name, handle in channels.items()}
-        service = Service(release, Engine(encode, retrieve, release.retriever.fusion), config)
+        service = Service(release, Engine(encode, retrieve), config)
         self._api = create_api(service, config.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name by which Ray Serve asks for the application
         return self._api
-
-
-def opened(release: str | Release) -> Release:
-    """The release, loaded where only its directory is given."""
-    return load_release(release) if isinstance(release, str) else release
 
 
 def use_one_thread() -> None:

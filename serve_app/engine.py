@@ -14,6 +14,7 @@ from recsys_ray.core.arrays import FloatArray
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.fusion import Fused, Fusion, combine
 from recsys_ray.retrieval.query import Queries
+from recsys_ray.retrieval.release import Question
 
 T = TypeVar("T")
 Encode = Callable[[Queries], Awaitable[dict[str, FloatArray]]]
@@ -76,13 +77,11 @@ class Engine:
     Args:
         encode: Queries to (B, D) query vectors by space.
         channels: Channel name to its retrieval.
-        fusion: How the lists are merged.
     """
 
-    def __init__(self, encode: Encode, channels: Mapping[str, Retrieve], fusion: Fusion) -> None:
+    def __init__(self, encode: Encode, channels: Mapping[str, Retrieve]) -> None:
         self._encode = encode
         self._channels = dict(channels)
-        self._fusion = fusion
         self._answered: set[str] = set()
 
     @property
@@ -95,29 +94,35 @@ class Engine:
         """Stages that have not answered once since the start; later failures show in `degraded`, not here."""
         return [name for name in (ENCODER, *self._channels) if name not in self._answered]
 
-    async def candidates(self, queries: Queries, k: int, deadline: Deadline, trace: Trace) -> Fused:
-        """The k best fused candidates of each query; what is left out is noted in the trace.
+    async def candidates(self, question: Question, fusion: Fusion, k: int, deadline: Deadline, trace: Trace) -> Fused:
+        """The k best fused candidates; what is left out is noted in the trace.
+
+        The same steps as `Retriever.recommend`, with every stage awaited within its share of the deadline.
+
+        Args:
+            question: The queries, and the channels that concern them.
+            fusion: With a weight for each of those channels.
+            k: How many.
+            deadline: When the answer is due.
+            trace: Filled in on the way.
 
         Raises:
             DeadlinePassed: When no channel answered in time.
             AllChannelsFailed: When no channel was late and all failed.
         """
-        vectors = await self._stage(ENCODER, self._encode(queries), deadline.share(_ENCODER_SHARE), trace)
-        lists = await self._ask_channels(queries.with_vectors(vectors or {}), k, deadline.share(_CHANNEL_SHARE), trace)
+        vectors = await self._stage(ENCODER, self._encode(question.queries), deadline.share(_ENCODER_SHARE), trace)
+        encoded = question.queries.with_vectors(vectors or {})
+        depth = max(k, fusion.depth)
+        due = deadline.share(_CHANNEL_SHARE)
+        stages = [self._stage(name, self._channels[name](encoded, depth), due, trace) for name in question.channels]
+        found = zip(question.channels, await asyncio.gather(*stages), strict=True)
+        lists = {name: candidates for name, candidates in found if candidates is not None}
         if not lists:
-            if trace.late or deadline.remaining_s <= 0:
-                raise DeadlinePassed
-            raise AllChannelsFailed
+            raise DeadlinePassed if trace.late else AllChannelsFailed
         start = time.perf_counter()
-        fused = combine(lists, self._fusion, k)
+        fused = combine(lists, fusion, k)
         trace.timings_ms["fusion"] = _ms_since(start)
         return fused
-
-    async def _ask_channels(self, queries: Queries, k: int, deadline: Deadline, trace: Trace) -> dict[str, Candidates]:
-        depth = max(k, self._fusion.depth)
-        stages = [self._stage(name, ask(queries, depth), deadline, trace) for name, ask in self._channels.items()]
-        lists = await asyncio.gather(*stages)
-        return {name: found for name, found in zip(self._channels, lists, strict=True) if found is not None}
 
     async def _stage(self, name: str, call: Awaitable[T], deadline: Deadline, trace: Trace) -> T | None:
         """Await one stage within its deadline; None when it was late or failed."""

@@ -1,14 +1,15 @@
 """Answers without HTTP: external ids in, plain documents out."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.retrieval.explain import Source
 from recsys_ray.retrieval.fusion import Fused
-from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.release import Release
+from recsys_ray.retrieval.release import Question, Recommended, Release
 from serve_app import api
 from serve_app.config import ServeConfig
 from serve_app.engine import AllChannelsFailed, Deadline, DeadlinePassed, Engine, Trace
@@ -53,15 +54,16 @@ class Service:
         """Items for a user, a history or a text.
 
         Raises:
-            Problem: 404 unknown user, 408 deadline, 422 unknown field, 503 no channel answered.
+            Problem: 404 unknown user, 408 deadline, 422 unknown field or wrong filter, 503 no channel answered.
         """
-        history = self._history_of(body)
-        rows = self._release.item_ids.rows(history)
-        known = rows[rows >= 0]
-        queries = Queries(Ragged.of([known]), Ragged.of([known if body.exclude_seen else known[:0]]), (body.text,))
-        document = await self._answer(queries, body, ask)
-        document["cold"] = len(known) == 0 and body.text is None
-        document["unknown_items"] = [item for item, row in zip(history, rows, strict=True) if row < 0]
+        question = self._question(
+            body, history=body.history, user_id=body.user_id, text=body.text, exclude_seen=body.exclude_seen
+        )
+        if not question.known_user:
+            raise Problem(404, f"This release has no user {body.user_id!r}; ask with a history instead.")
+        document = await self._answer(question, body, ask)
+        document["cold"] = not len(question.queries.history.values) and body.text is None
+        document["unknown_items"] = list(question.unknown_items)
         return document
 
     async def similar(self, body: api.SimilarRequest, ask: Ask) -> dict[str, Any]:
@@ -70,7 +72,9 @@ class Service:
         Raises:
             Problem: 404 unknown item, and as `recommend`.
         """
-        return await self._answer(Queries.of_histories(Ragged.of([[self._row(body.item_id)]])), body, ask)
+        self._row(body.item_id)
+        question = self._release.evidence_only(self._question(body, history=[body.item_id]))
+        return await self._answer(question, body, ask)
 
     async def search(self, body: api.SearchRequest, ask: Ask) -> dict[str, Any]:
         """Items for a text.
@@ -78,7 +82,7 @@ class Service:
         Raises:
             Problem: As `recommend`.
         """
-        return await self._answer(Queries.of_texts((body.text,)), body, ask)
+        return await self._answer(self._question(body, text=body.text), body, ask)
 
     def item(self, item_id: str, ask: Ask) -> dict[str, Any]:
         """One item's catalogue fields.
@@ -86,8 +90,10 @@ class Service:
         Raises:
             Problem: 404 unknown item.
         """
-        item = self._release.describe([self._row(item_id)], self._release.shown_fields)[0]
-        return {**item, **self._envelope(ask, Trace())}
+        row = self._row(item_id)
+        fields = self._release.items.slice(row, 1).to_pylist()[0]
+        described = {"item_id": item_id, "title": self._release.titles[row], "fields": _plain(fields)}
+        return {**described, **self._envelope(ask, Trace())}
 
     def status(self, ask: Ask) -> dict[str, Any]:
         """What is being served."""
@@ -96,9 +102,9 @@ class Service:
             **self._envelope(ask, Trace()),
             "topology": self._config.topology,
             "channels": self._engine.channel_names,
-            "spaces": release.spaces,
-            "fields": list(release.shown_fields),
-            "counts": {"items": len(release.item_ids)},
+            "spaces": [encoder.space_id for encoder in release.retriever.encoders],
+            "fields": release.items.column_names,
+            "counts": {"items": len(release.item_ids), "users": len(release.histories.user_ids)},
         }
 
     def alive(self, ask: Ask) -> dict[str, Any]:
@@ -119,31 +125,49 @@ class Service:
         return {**self._envelope(ask, Trace()), "status": "ready"}
 
     async def _warm_up(self) -> None:
-        queries = Queries(Ragged.of([[0]]), Ragged.of([[0]]), ("",))
+        """Ask every stage with a history and a text, so that what loads at first use is loaded."""
+        question = self._release.question(self._release.item_ids.externals([0]), text="warm up")
         try:
-            await self._engine.candidates(queries, 1, Deadline(_WARM_UP_S), Trace())
+            await self._candidates(question, 1, Deadline(_WARM_UP_S), Trace())
         except (DeadlinePassed, AllChannelsFailed):
             return  # the caller reports which stages are missing
 
-    async def _answer(self, queries: Queries, body: api.Request, ask: Ask) -> dict[str, Any]:
-        fields = self._checked_fields(body.fields)
-        queries = self._filtered(queries, body)
-        trace = Trace()
-        fused = await self._candidates(queries, body, ask, trace)
-        document = {"items": self._items(fused, body, fields)}
-        return {**document, **self._envelope(ask, trace)}
+    def _question(self, body: api.Request, **asked: Any) -> Question:
+        try:
+            question = self._release.question(**asked, filters=body.filters or None)
+        except ConfigError as error:
+            raise _wrong_value(error) from None
+        if not question.channels:
+            raise Problem(422, f"This release has no channel that answers a question by {', '.join(asked)}.")
+        return question
 
-    async def _candidates(self, queries: Queries, body: api.Request, ask: Ask, trace: Trace) -> Fused:
+    async def _answer(self, question: Question, body: api.Request, ask: Ask) -> dict[str, Any]:
+        trace = Trace()
         timeout_s = (body.deadline_ms or self._config.limits.deadline_ms) / 1000
         deadline = Deadline(timeout_s - (time.perf_counter() - ask.arrived))
         try:
-            return await self._engine.candidates(queries, body.k, deadline, trace)
+            fused = await self._candidates(question, body.k, deadline, trace)
         except DeadlinePassed:
             late = ", ".join(trace.late)
             raise Problem(408, f"No channel answered within {timeout_s * 1000:.0f} ms; late: {late}.") from None
         except AllChannelsFailed:
             retry = {"Retry-After": str(self._config.limits.retry_after_s)}
             raise Problem(503, f"Every channel failed: {', '.join(trace.failed)}.", headers=retry) from None
+        return {"items": self._items(fused, body), **self._envelope(ask, trace)}
+
+    async def _candidates(self, question: Question, k: int, deadline: Deadline, trace: Trace) -> Fused:
+        return await self._engine.candidates(question, self._release.fusion_for(question), k, deadline, trace)
+
+    def _items(self, fused: Fused, body: api.Request) -> list[dict[str, Any]]:
+        try:
+            found = self._release.answer(fused, fields=body.fields)
+        except ConfigError as error:
+            raise _wrong_value(error) from None
+        items = [_item(one) for one in found]
+        if body.explain:
+            for item, sources in zip(items, self._release.explain(fused), strict=True):
+                item["explain"] = {source.channel: _vote(source) for source in sources}
+        return items
 
     def _envelope(self, ask: Ask, trace: Trace) -> dict[str, Any]:
         total_ms = round((time.perf_counter() - ask.arrived) * 1e3, 3)
@@ -160,45 +184,33 @@ class Service:
             raise Problem(404, f"This release has no item {item_id!r}.")
         return row
 
-    def _history_of(self, body: api.RecommendRequest) -> Sequence[str]:
-        if body.user_id is None:
-            return body.history or ()
-        history = self._release.histories.get(body.user_id)
-        if history is None:
-            raise Problem(404, f"This release has no user {body.user_id!r}; give a history instead.")
-        return history
 
-    def _checked_fields(self, fields: Sequence[str]) -> list[str]:
-        allowed = self._release.shown_fields
-        unknown = [name for name in fields if name not in allowed]
-        if unknown:
-            detail = f"there is no field {unknown[0]!r}; the catalogue has: {', '.join(allowed)}"
-            raise Problem(422, f"fields: {detail}.", [{"field": "fields", "detail": detail}])
-        return list(fields)
-
-    def _filtered(self, queries: Queries, body: api.Request) -> Queries:
-        return queries
-
-    def _items(self, fused: Fused, body: api.Request, fields: list[str]) -> list[dict[str, Any]]:
-        rows = [int(row) for row in fused.candidates.rows[0] if row >= 0]
-        items = self._release.describe(rows, fields)
-        for place, item in enumerate(items):
-            ranks = fused.sources(0, place)
-            item["score"] = float(fused.candidates.scores[0, place])
-            item["channels"] = list(ranks)
-            if body.explain:
-                item["explain"] = _votes(fused, place, ranks)
-        return items
-
-
-def _votes(fused: Fused, place: int, ranks: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """What each channel said of one item of the first query."""
-    column = {name: index for index, name in enumerate(fused.channels)}
-    return {
-        name: {
-            "rank": rank + 1,
-            "score": float(fused.scores[0, place, column[name]]),
-            "share": float(fused.shares[0, place, column[name]]),
-        }
-        for name, rank in ranks.items()
+def _item(found: Recommended) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "item_id": found.item_id,
+        "title": found.title,
+        "score": found.score,
+        "channels": found.channels,
     }
+    if found.fields:
+        item["fields"] = _plain(found.fields)
+    return item
+
+
+def _vote(source: Source) -> dict[str, float]:
+    return {"rank": source.rank, "score": source.score, "share": source.share}
+
+
+def _wrong_value(error: ConfigError) -> Problem:
+    return Problem(422, str(error), [{"field": error.setting, "detail": str(error)}])
+
+
+def _plain(value: Any) -> Any:
+    """A catalogue value as JSON has it: no NaN, dates and the like as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)

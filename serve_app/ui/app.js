@@ -6,7 +6,7 @@ const K = 20;
 const byId = (id) => document.getElementById(id);
 const picks = new Map(); // item id -> title, in the order picked
 let shownFields = [];
-let newest = {}; // list id -> number of the newest request, so that a slow answer never replaces a newer one
+const newest = {}; // list id -> number of the newest request, so that a slow answer never replaces a newer one
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -38,10 +38,10 @@ function plain(value) {
   return value === null || value === undefined ? "" : String(value);
 }
 
-function summary(fields) {
-  return Object.entries(fields || {})
-    .map(([name, value]) => plain(value))
-    .filter((text) => text !== "")
+function summary(item) {
+  return Object.values(item.fields || {})
+    .map(plain)
+    .filter((text) => text !== "" && text !== item.title)
     .join(" · ");
 }
 
@@ -50,10 +50,10 @@ function entry(item) {
   const open = make("button", "open");
   open.type = "button";
   open.append(make("span", "title", item.title || item.item_id));
-  const more = summary(item.fields);
+  const more = summary(item);
   if (more) open.append(make("span", "more", more));
   const tags = make("span", "tags");
-  for (const channel of item.channels || []) {
+  for (const channel of Object.keys(item.channels)) {
     const tag = make("span", "tag", channel);
     tag.style.setProperty("--hue", hueOf(channel));
     tags.append(tag);
@@ -152,7 +152,7 @@ async function showDetail(id, title) {
   try {
     const item = await ask("v1/items/" + encodeURIComponent(id));
     if (byId("detail-id").textContent !== id) return;
-    const rows = Object.entries(item.fields).filter(([, value]) => plain(value) !== "");
+    const rows = Object.entries(item.fields).filter(([, value]) => !["", item.title].includes(plain(value)));
     byId("detail-fields").replaceChildren(
       ...rows.flatMap(([name, value]) => [make("dt", "", name), make("dd", "", plain(value))]),
     );

@@ -1,0 +1,125 @@
+"""One small release for all tests of the room, the application over it in process, and both topologies for real."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+
+from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.artifacts import ArtifactStore
+from recsys_ray.data.dataset import Dataset, load_dataset, prepare
+from recsys_ray.data.split import SplitConfig
+from recsys_ray.data.synthetic import make_synthetic
+from recsys_ray.embedding.encode import embed_items
+from recsys_ray.encoders.item_inputs import build_item_inputs
+from recsys_ray.encoders.two_tower import TwoTowerConfig, build, save_towers
+from recsys_ray.index.spec import IndexConfig
+from recsys_ray.online.history import write_histories
+from recsys_ray.retrieval.channels import fit_channel
+from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
+from recsys_ray.retrieval.channels.content import ContentConfig
+from recsys_ray.retrieval.channels.fit_data import FitData, Space
+from recsys_ray.retrieval.channels.nearest import NearestConfig
+from recsys_ray.retrieval.channels.popularity import PopularityConfig
+from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.retrieval.release import Release, ReleaseParts, load_release, write_release
+from serve_app.config import Limits, ServeConfig
+from serve_app.deployments import Gateway
+
+NEWCOMER = "newcomer"  # a user the release knows, without a history
+LIMITS = Limits(max_body_bytes=4096, max_k=100, max_history=50, max_text_chars=200)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def release_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of untrained towers with ids and attributes, co-visitation, TF-IDF and popularity over 120 items."""
+    root = tmp_path_factory.mktemp("serving")
+    store = ArtifactStore(root / "storage")
+    data = make_synthetic(root / "raw", users=60, items=120, events_per_user=10)
+    made = store.publish("dataset", "d", lambda folder: prepare(data, SplitConfig(), folder), {}, {})
+    parts = _parts(load_dataset(made), root)
+    return store.publish("release", "tiny", lambda folder: write_release(folder, parts), {}, {"dataset": made.id}).path
+
+
+def _parts(dataset: Dataset, root: Path) -> ReleaseParts:
+    torch.manual_seed(0)
+    towers = root / "towers"
+    towers.mkdir()
+    config = TwoTowerConfig(dim=16, text=None, image=None, vectors=None)
+    model = build(config, dataset.fields, len(dataset.item_ids), {}).eval()
+    space = save_towers(towers, model, {})
+    vectors = embed_items(model, build_item_inputs(dataset.items, dataset.fields, config, {}), 64)
+    spaces = {"towers": Space(space, vectors, vectors[:20])}
+    fit = FitData(dataset.events, dataset.items, dataset.fields, spaces, None, IndexConfig(factory="exact"))
+    configs = {
+        "nearest": NearestConfig(),
+        "co_visitation": CoVisitationConfig(),
+        "content": ContentConfig(),
+        "popularity": PopularityConfig(),
+    }
+    channels = tuple(fit_channel(name, one, fit) for name, one in configs.items())
+    histories = root / "histories.parquet"
+    users = [*dataset.user_ids.ids, NEWCOMER]
+    events = dataset.events.histories
+    with_newcomer = Ragged(events.values, np.append(events.offsets, events.offsets[-1]))
+    write_histories(histories, users, with_newcomer, dataset.item_ids)
+    return ReleaseParts(
+        items=dataset.items,
+        fields=dataset.fields,
+        channels=channels,
+        fusion=Fusion.equal(list(configs), 50),
+        histories=histories,
+        towers=towers,
+        towers_space=space,
+    )
+
+
+@pytest.fixture(scope="session")
+def release(release_path: Path) -> Release:
+    return load_release(release_path)
+
+
+@pytest.fixture(scope="session")
+def api(release_path: Path) -> FastAPI:
+    """The collapsed application, as a gateway replica holds it."""
+    return Gateway(ServeConfig(release=str(release_path), limits=LIMITS)).__serve_build_asgi_app__()
+
+
+class Client:
+    """Asks an application in this process."""
+
+    def __init__(self, app: FastAPI, runner: asyncio.Runner) -> None:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        self._runner = runner
+
+    def get(self, path: str, **kwargs: Any) -> httpx.Response:
+        return self.request("GET", path, **kwargs)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self.request("POST", path, json=body)
+
+    def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        return self._runner.run(self._client.request(method, path, **kwargs))
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def client(api: FastAPI, runner: asyncio.Runner) -> Client:
+    return Client(api, runner)

@@ -1,0 +1,75 @@
+"""Generated nonsense at every route: never a 5xx, never an undocumented status, every error a problem document."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serve_app.problems import MEDIA_TYPE, ProblemDocument
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+nonsense = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+)
+ids = st.sampled_from(["i1", "i2", "i77", "u1", "newcomer", "nobody", "", "\x00", "ü/?#"]) | st.text(max_size=10)
+fields = st.sampled_from(["category", "price", "tags", "title", "item_id", "description", "nope"])
+values = st.sampled_from(["ocean", 5, 3.5, True, None, [], {}, 10**30]) | nonsense
+conditions = values | st.dictionaries(st.sampled_from(["in", "min", "max"]), values | st.lists(values, max_size=3))
+keys = {
+    "user_id": ids,
+    "item_id": ids,
+    "history": st.lists(ids, max_size=5),
+    "text": st.text(max_size=30),
+    "k": st.integers(-2, 120),
+    "filters": st.dictionaries(fields, conditions, max_size=2),
+    "fields": st.lists(fields, max_size=3),
+    "exclude_seen": st.booleans(),
+    "explain": st.booleans(),
+    "deadline_ms": st.integers(0, 5000),
+    "surprise": nonsense,
+}
+bodies = st.fixed_dictionaries({}, optional=keys) | st.fixed_dictionaries(
+    {}, optional={key: plausible | nonsense for key, plausible in keys.items()}
+)
+paths = st.sampled_from(["/v1/recommend", "/v1/similar", "/v1/search"])
+quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="session")
+def documented(client: Any) -> dict[str, Any]:
+    paths: dict[str, Any] = client.get("/openapi.json").json()["paths"]
+    return paths
+
+
+def check(response: Any, responses: dict[str, Any]) -> None:
+    assert response.status_code < 500, response.text
+    assert str(response.status_code) in responses
+    if response.status_code >= 400:
+        assert response.headers["content-type"] == MEDIA_TYPE
+        ProblemDocument.model_validate(response.json())
+
+
+@quick
+@given(path=paths, body=bodies)
+def test_generated_bodies(client: Any, documented: dict[str, Any], path: str, body: Any) -> None:
+    content = json.dumps(body).encode()
+    response = client.request("POST", path, content=content, headers={"content-type": "application/json"})
+    check(response, documented[path]["post"]["responses"])
+
+
+@quick
+@given(path=paths, content=st.binary(max_size=200), media_type=st.sampled_from(["application/json", "text/html", ""]))
+def test_generated_bytes(client: Any, documented: dict[str, Any], path: str, content: bytes, media_type: str) -> None:
+    response = client.request("POST", path, content=content, headers={"content-type": media_type})
+    check(response, documented[path]["post"]["responses"])
+
+
+@quick
+@given(item_id=st.text(min_size=1, max_size=20).filter(lambda text: text not in (".", "..")))
+def test_generated_item_ids(client: Any, documented: dict[str, Any], item_id: str) -> None:
+    from urllib.parse import quote
+
+    response = client.get("/v1/items/" + quote(item_id.encode(errors="replace"), safe=""))
+    check(response, documented["/v1/items/{item_id}"]["get"]["responses"])
