@@ -174,13 +174,11 @@ def _vectors(column: pa.ChunkedArray, dim: int) -> tuple[FloatArray, BoolArray]:
 
 def _attributes(items: pa.Table, fields: Fields, max_tokens: int) -> tuple[ModalityInputs, BoolArray]:
     tokens = _padded(items.column(schema.TOKENS), max_tokens)
-    present: BoolArray = (tokens > 0).any(1)
     if not fields.numeric:
-        return {"tokens": torch.from_numpy(tokens)}, present
+        return {"tokens": torch.from_numpy(tokens)}, _any(tokens > 0)
     numeric, _ = _vectors(items.column(schema.NUMERIC), len(fields.numeric))
     tensors = {"tokens": torch.from_numpy(tokens), "numeric": torch.from_numpy(numeric)}
-    present |= (numeric != 0).any(1)
-    return tensors, present
+    return tensors, _any(np.concatenate([tokens > 0, numeric != 0], axis=1))
 
 
 def _padded(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.int32]:
@@ -193,6 +191,11 @@ def _padded(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.int32]:
     padded = np.zeros((len(lengths), min(width, max(1, int(lengths.max(initial=0))))), np.int32)
     padded[rows[kept], places[kept]] = values[kept]
     return padded
+
+
+def _any(mask: npt.NDArray[np.bool_]) -> BoolArray:
+    """(n,) whether any of a row is true."""
+    return np.asarray(mask.any(axis=1), bool)
 
 
 def _numpy(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,7 @@ class IdConfig(Config):
     dropout: float = Field(0.2, ge=0, lt=1)
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A pretrained model of one modality: pieces (texts, or paths and bytes of pictures) to feature vectors."""
 

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ _LITE_CROP = 224
 _DRAFT_SIDE = 512
 
 
+@runtime_checkable
 class Processor(Protocol):
     """Pictures to pixels of one size, and what scales those for the model."""
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class TwoTowerConfig(Config):
     user: UserTowerConfig = UserTowerConfig()
 
     @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
+    def _heads_divide_dim(self) -> "TwoTowerConfig":
         if self.dim % self.user.heads:
             raise ValueError(f"a dim that is a multiple of user.heads = {self.user.heads}, not {self.dim}")
         return self
