@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 
 
 def resolve_release(path: str | Path) -> Path:
-    """The directory of a release: the path itself, or the newest release below a run's storage.
+    """The directory of a release: the path itself, the release that a run's storage points to, else its newest one.
+
+    Links are followed, so that the answer stays the same release when the storage points to another one later.
 
     Raises:
         ArtifactError: When there is none.
     """
     path = Path(path)
-    if (path / MANIFEST).is_file():
-        return path
+    for candidate in (path, path / KIND):
+        if (candidate / MANIFEST).is_file():
+            return candidate.resolve()
     folder = path / KIND if (path / KIND).is_dir() else path
     found = [open_artifact(inner.parent, KIND) for inner in folder.glob(f"[!.]*/{MANIFEST}")]
     if not found:

@@ -1,0 +1,159 @@
+"""A whole run on small synthetic data, without Ray: what it leaves, what it reuses, what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import recsys_ray
+from recsys_ray.config import RunConfig, dump_config
+from recsys_ray.core.config import override
+from recsys_ray.core.errors import ConfigError
+from recsys_ray.data.synthetic import make_synthetic
+from recsys_ray.pipeline import run
+from recsys_ray.presets import PRESETS
+
+IN_PROCESS = {"embedding.actors": 0, "training.workers": 0, "model.text": None, "channels.content.space": None}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("run")
+    data = make_synthetic(folder / "raw", users=150, items=90, events_per_user=12, seed=3)
+    base = override(PRESETS["tiny"](), {**IN_PROCESS, "storage": str(folder / "storage"), "data": data.model_dump()})
+    return override(base, {"training.epochs": 2})
+
+
+@pytest.fixture(scope="module")
+def result(config):
+    return run(config)
+
+
+def artifacts(storage: Path) -> dict[str, float]:
+    """Artifact to the time its manifest was written."""
+    paths = (storage / "artifacts").glob("*/*/manifest.json")
+    return {str(path.parent.relative_to(storage)): path.stat().st_mtime for path in paths}
+
+
+def test_report_has_the_agreed_shape(result, config):
+    report = json.loads((Path(config.storage) / "report.json").read_text())
+    assert set(report) >= {
+        "dataset",
+        "users",
+        "items",
+        "protocol",
+        "refit",
+        "seed",
+        "metrics",
+        "validation",
+        "buckets",
+        "index",
+        "seconds",
+    }
+    assert set(report["metrics"]) == {"fused", "nearest", "co_visitation", "content", "popularity"}
+    assert set(report["metrics"]["fused"]) >= {"recall@10", "ndcg@10", "recall@100", "coverage@10", "ci95"}
+    assert set(report["buckets"]) >= {"head", "mid", "tail", "cold"}
+    assert (Path(config.storage) / "report.html").stat().st_size > 10_000
+
+
+def test_release_answers_in_three_lines(result, config):
+    release = recsys_ray.load_release(config.storage)
+    history = release.histories.get("u1") if "u1" in release.histories else release.item_ids.ids[:3]
+    items = release.recommend(history=history, k=20)
+    assert len(items) == 20
+    assert not {item.item_id for item in items} & set(history)
+
+
+def test_served_histories_are_those_of_all_events(result, config):
+    dataset = result.load_dataset()
+    release = recsys_ray.load_release(config.storage)
+    user = dataset.user_ids.external(0)
+    assert release.histories.get(user) == dataset.item_ids.externals(dataset.events.histories[0])
+
+
+def test_second_run_makes_nothing(result, config):
+    before = artifacts(Path(config.storage))
+    run(config)
+    assert artifacts(Path(config.storage)) == before
+
+
+def test_execution_settings_do_not_refit(result, config):
+    before = artifacts(Path(config.storage))
+    run(override(config, {"embedding.batch_size": 7, "evaluation.block_bytes": 10_000_000}))
+    assert artifacts(Path(config.storage)) == before
+
+
+def test_a_channel_setting_refits_that_channel_alone(result, config):
+    before = set(artifacts(Path(config.storage)))
+    run(override(config, {"channels.co_visitation.window": 3}), until="fit")
+    new = set(artifacts(Path(config.storage))) - before
+    assert {path.split("/")[1] for path in new} == {"channel"}
+    assert len(new) == 1
+
+
+def test_a_changed_event_file_is_noticed(config, tmp_path):
+    first = run(override(config, {"storage": str(tmp_path)}), until="prepare")
+    data = make_synthetic(tmp_path / "raw", users=150, items=90, events_per_user=11, seed=3)
+    second = run(override(config, {"storage": str(tmp_path), "data": data.model_dump()}), until="prepare")
+    assert first.dataset.id != second.dataset.id
+
+
+def test_strict_release_serves_what_was_measured(result, config):
+    before = set(artifacts(Path(config.storage)))
+    strict = run(override(config, {"publish.fit_on": "strict"}))
+    new = {path.split("/")[1] for path in set(artifacts(Path(config.storage))) - before}
+    assert new == {"release"}
+    assert strict.require_release().summary["fitted_on"] == "fold 1"
+
+
+def test_without_nearest_no_towers_are_trained(config, tmp_path):
+    tables = override(config, {"storage": str(tmp_path), "channels.nearest": None})
+    report = run(tables).require_report()
+    assert "nearest" not in report["metrics"]
+    assert not (tmp_path / "artifacts" / "towers").exists()
+
+
+def test_rolling_cuts_are_pooled(config, tmp_path):
+    cuts = {"storage": str(tmp_path), "channels.nearest": None, "split.protocol": "global_time", "split.cuts": 2}
+    report = run(override(config, cuts), until="evaluate").require_report()
+    assert report["protocol"] == "global_time"
+
+
+def test_unknown_stage_is_refused(config):
+    with pytest.raises(ConfigError, match="until: got 'deploy'; allowed: prepare"):
+        run(config, until="deploy")
+
+
+def test_a_killed_run_goes_on(config, result, tmp_path):
+    """SIGKILL right after the towers are trained; the same command finishes, with the undisturbed run's report."""
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_config(override(config, {"storage": str(tmp_path)})))
+    command = [sys.executable, "-m", "recsys_ray", "run", "--config", str(file), "--storage", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    wait_until(lambda: list(tmp_path.glob("artifacts/towers/*/manifest.json")) or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "report.json").exists()
+    kept = artifacts(tmp_path)
+    assert kept
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert kept.items() <= artifacts(tmp_path).items()
+    mended = json.loads((tmp_path / "report.json").read_text())
+    assert mended["metrics"] == result.require_report()["metrics"]
+
+
+def wait_until(condition, timeout_s: float = 120.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "gave up waiting"
+        time.sleep(0.05)
+
+
+def test_the_printed_configuration_is_a_configuration(config):
+    assert RunConfig.parse(yaml.safe_load(dump_config(config))) == config
