@@ -127,12 +127,16 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _leaves(values: dict[str, Any], node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as dotted paths, as deep as `node` has settings."""
+    """Nested mappings as dotted paths, as deep as `node` has settings; channels are merged by name."""
     leaves: list[tuple[str, Any]] = []
     for name, value in values.items():
-        child = getattr(node, name, None) if isinstance(node, Config) else None
-        if isinstance(value, dict) and isinstance(child, Config):
+        child = getattr(node, name, None) if isinstance(node, Config) else node.get(name)
+        if isinstance(value, dict) and _has_settings(child):
             leaves += _leaves(value, child, f"{prefix}{name}.")
         else:
             leaves.append((f"{prefix}{name}", value))
     return leaves
+
+
+def _has_settings(node: Any) -> bool:
+    return isinstance(node, Config) or (isinstance(node, dict) and any(isinstance(v, Config) for v in node.values()))

@@ -1,0 +1,76 @@
+"""The command line as a contract: commands, exit codes, and what goes to which stream."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from recsys_ray import cli
+from recsys_ray.core.config import override
+from recsys_ray.data.synthetic import make_synthetic
+from recsys_ray.pipeline import run
+from recsys_ray.presets import PRESETS
+
+TABLES_ONLY = {"channels.nearest": None, "model.text": None, "channels.content.space": None, "embedding.actors": 0}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    data = make_synthetic(folder / "raw", users=60, items=40, events_per_user=8, seed=1)
+    changes = {**TABLES_ONLY, "data": data.model_dump(), "storage": str(folder / "storage")}
+    run(override(PRESETS["tiny"](), changes))
+    return folder / "storage"
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def failing(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "recsys_ray", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command():
+    text = invoke("--help").output
+    for command in ("run", "prepare", "train", "evaluate", "publish", "recommend", "serve", "demo", "tune", "doctor"):
+        assert command in text
+
+
+def test_presets_are_listed():
+    assert {line.split()[0] for line in invoke("presets").output.splitlines()} == set(PRESETS)
+
+
+def test_recommend_prints_items(storage):
+    done = invoke("recommend", str(storage), "--history", "i1,i2", "--k", "5", "--json")
+    assert done.exit_code == 0
+    assert len(json.loads(done.stdout)) == 5
+
+
+def test_user_errors_have_no_traceback(tmp_path):
+    done = failing("run", "--set", "split.protocol=random", "--storage", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "split.protocol: got 'random'; allowed: 'leave_one_out'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_events_name_the_setting(tmp_path):
+    done = failing("prepare", "--storage", str(tmp_path))
+    assert done.returncode == 2
+    assert "data.events" in done.stderr
+
+
+def test_recommend_wants_one_question(storage):
+    done = failing("recommend", str(storage))
+    assert done.returncode == 2
+    assert "exactly one of --history, --user and --text" in done.stderr
+
+
+def test_recommend_without_a_release(tmp_path):
+    done = failing("recommend", str(tmp_path), "--history", "1")
+    assert done.returncode == 2
+    assert "holds no release" in done.stderr
