@@ -41,7 +41,8 @@ def _column(items: pa.Table, name: str) -> pa.ChunkedArray:
     fields = [field for field in items.column_names if not field.startswith("_")]
     if name not in fields:
         raise ConfigError(f"filters.{name}", name, ", ".join(fields), "The catalogue has no such field.")
-    return items.column(name)
+    column = items.column(name)
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _fits(column: pa.ChunkedArray, name: str, condition: Any) -> BoolArray:
@@ -56,6 +57,8 @@ def _fits(column: pa.ChunkedArray, name: str, condition: Any) -> BoolArray:
 
 def _holds(column: pa.ChunkedArray, name: str, condition: Any) -> BoolArray:
     """(len,) whether each value fits; null does not."""
+    if pa.types.is_nested(column.type):
+        raise ConfigError(f"filters.{name}", condition, "conditions on fields of plain values, or of lists of them")
     checks = []
     for operator, value in _operators(name, condition).items():
         if operator == "in":
