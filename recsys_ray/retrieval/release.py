@@ -39,7 +39,10 @@ __all__ = [
     "Recommended",
     "Release",
     "ReleaseParts",
+    "load_encoders",
     "load_release",
+    "load_release_channel",
+    "open_release",
     "resolve_release",
     "write_release",
 ]
