@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from recsys_ray.core.arrays import FloatArray
-from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.errors import ConfigError, SpaceError
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Channel
+from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.fusion import Fused, Fusion, combine
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.query_encoder import QueryEncoder
@@ -19,6 +20,10 @@ class Retriever:
         channels: Name to channel.
         encoders: They fill in the query vectors that channels read.
         fusion: How the channels' lists are merged; it has a weight for each of them.
+
+    Raises:
+        ConfigError: When the fusion has no weight for a channel.
+        SpaceError: When a channel searches a space that no encoder answers in.
     """
 
     channels: dict[str, Channel]
@@ -29,6 +34,11 @@ class Retriever:
         missing = set(self.channels) - set(self.fusion.weights)
         if missing:
             raise ConfigError("fusion.weights", sorted(self.fusion.weights), f"all channels; missing {sorted(missing)}")
+        encoded = {encoder.space_id for encoder in self.encoders}
+        for name, channel in self.channels.items():
+            if isinstance(channel, NearestChannel) and channel.space_id not in encoded:
+                have = ", ".join(sorted(encoded)) or "none"
+                raise SpaceError(f"channel {name!r} searches space {channel.space_id}; queries are encoded in: {have}")
 
     def encode(self, queries: Queries) -> Queries:
         """The questions with the vectors of every encoder."""

@@ -290,3 +290,48 @@ def test_asking_a_release_without_towers_loads_neither_torch_nor_ray(path: Path)
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.weights
+def test_a_text_is_encoded_by_the_releases_own_backbone(tmp_path: Path) -> None:
+    from recsys_ray.encoders.item_inputs import FeatureTable
+    from recsys_ray.encoders.modality import TextConfig
+    from recsys_ray.encoders.text import load_text_backbone
+    from recsys_ray.retrieval.release import FrozenSpace
+
+    backbone = load_text_backbone("package:minilm")
+    features = backbone.encode(TITLES, 16)
+    config = TwoTowerConfig(
+        dim=16, text=TextConfig(), image=None, vectors=None, attributes=None, id=None, user=UserTowerConfig(blocks=1)
+    )
+    model = build(config, FIELDS, N, {"text": features.shape[1]}).eval()
+    inputs = build_item_inputs(ITEMS, FIELDS, config, {"text": FeatureTable(features, np.ones(N, np.bool_))})
+    vectors = embed_items(model, inputs, 8)
+    (tmp_path / "towers").mkdir()
+    space_id = save_towers(tmp_path / "towers", model, {"text": backbone})
+    spaces = {
+        "towers": Space(space_id, vectors, vectors[:3]),
+        "text": Space(backbone.id, features, features[:3]),
+    }
+    data = FitData(make_events(), ITEMS, FIELDS, spaces, None, IndexConfig(factory="exact"))
+    near = fit_channel("nearest", NearestConfig(), data)
+    frozen = fit_channel("like", NearestConfig(space="text"), data)
+    mixed = fit_channel("mixed", ContentConfig(space="text", mix=0.5), data)
+    parts = make_parts(tmp_path, channels=(near, frozen, mixed))
+    parts = ReleaseParts(
+        **{
+            **vars(parts),
+            "towers": tmp_path / "towers",
+            "towers_space": space_id,
+            "frozen": (FrozenSpace(backbone.id, features.shape[1], "text"),),
+        }
+    )
+    release = load_release(publish(tmp_path / "store", parts))
+    release.warm_up()
+    found = release.search(TITLES[11], k=5)
+    # The item's own text is in every space its nearest neighbour, its cosine 1.
+    assert found[0].item_id == "i11"
+    assert found[0].channels == {"content": 1, "nearest": 1, "like": 1, "mixed": 1}
+    encoded = release.retriever.encode(release.question(text=TITLES[11]).queries).vectors
+    np.testing.assert_allclose(encoded[space_id][0], vectors[11], atol=0.02)
+    np.testing.assert_allclose(encoded[backbone.id][0], features[11], atol=0.02)

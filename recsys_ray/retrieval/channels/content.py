@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from recsys_ray.core import metrics
 from recsys_ray.core.arrays import FloatArray, Ragged
-from recsys_ray.core.config import Config
+from recsys_ray.core.config import Config, override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.index.exact import load_vectors, save_vectors
 from recsys_ray.retrieval.candidates import Candidates, concatenate, top_k
@@ -75,17 +75,20 @@ class ContentChannel:
 
     Attributes:
         name: See `Channel`.
-        config: Its settings.
+        config: Its settings, with the mix that was chosen.
         tfidf: The catalogue's TF-IDF vectors.
         neural: The frozen vectors, None without.
-        mix: Share of the neural part, as set or as chosen.
     """
 
     name: str
     config: ContentConfig
     tfidf: TfIdf
     neural: Neural | None
-    mix: float
+
+    @property
+    def mix(self) -> float:
+        """Share of the neural part, as set or as chosen."""
+        return self.config.mix or 0.0
 
     @property
     def reads(self) -> Reads:
@@ -157,14 +160,14 @@ def fit(name: str, config: ContentConfig, data: FitData) -> ContentChannel:
     """
     tfidf = vectorise(data.items, data.fields, config.attribute_words, config.max_share)
     if config.space is None:
-        return ContentChannel(name, config, tfidf, None, 0.0)
+        return ContentChannel(name, config, tfidf, None)
     space = data.space(f"channels.{name}.space", config.space)
-    channel = ContentChannel(name, config, tfidf, Neural(space.id, space.vectors), config.mix or 0.0)
+    channel = ContentChannel(name, config, tfidf, Neural(space.id, space.vectors))
     if config.mix is not None:
         return channel
     if data.validation is None or len(data.validation.items) == 0:
         raise ConfigError(f"channels.{name}.mix", None, "0 … 1", "There are no validation pairs to choose it on.")
-    return replace(channel, mix=_choose_mix(channel, data.validation))
+    return replace(channel, config=override(config, {"mix": _choose_mix(channel, data.validation)}))
 
 
 def load(directory: Path) -> ContentChannel:
@@ -173,7 +176,7 @@ def load(directory: Path) -> ContentChannel:
     space_id = header.facts["space_id"]
     neural = None if space_id is None else Neural(space_id, load_vectors(directory / _NEURAL))
     tfidf = TfIdf.load(directory / _TFIDF)
-    return ContentChannel(header.name, ContentConfig.parse(header.config), tfidf, neural, float(header.facts["mix"]))
+    return ContentChannel(header.name, ContentConfig.parse(header.config), tfidf, neural)
 
 
 def _choose_mix(channel: ContentChannel, pairs: ValidationPairs) -> float:

@@ -33,6 +33,8 @@ def make_data(words_help: bool, vectors_help: bool) -> FitData:
 def test_validation_chooses_words_where_they_say_more() -> None:
     channel = content.fit("content", ContentConfig(space="text", max_share=1.0), make_data(True, False))
     assert channel.mix < 0.5
+    # The settings hold what was chosen, so that a second fit needs no validation.
+    assert channel.config.mix == channel.mix
 
 
 def test_validation_chooses_vectors_where_they_say_more() -> None:
