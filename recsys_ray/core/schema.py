@@ -19,7 +19,7 @@ TEXT = "_text"  # string: all text fields joined, null where the item has none
 IMAGE = "_image"  # string: absolute path of a decodable picture, or null
 IMAGE_HASH = "_image_sha256"  # string: sha256 of the picture file, or null
 TOKENS = "_tokens"  # list<int32>: attribute tokens, 1 … fields.num_tokens - 1
-NUMERIC = "_numeric"  # fixed_size_list<float32>[F]: standardised numeric fields, 0 where missing
+NUMERIC = "_numeric"  # fixed_size_list<float32>[F]: standardised numeric fields, 0 where missing; absent when F = 0
 
 ITEMS_FILE = "items.parquet"
 USERS_FILE = "users.parquet"
@@ -39,7 +39,10 @@ EVENTS = pa.schema(
 
 REJECTED = pa.schema(
     [
-        ("source", pa.string()),  # "items", "events", "users" or "images"
+        (
+            "source",
+            pa.string(),
+        ),  # "items", "users", "events", "validation_events", "test_events", "images" or "vectors"
         ("line", pa.int64()),  # position in the input, from 0
         ("reason", pa.string()),  # one of a small fixed set of words, e.g. "missing item_id"
         ("value", pa.string()),  # what was wrong, as text

@@ -106,7 +106,7 @@ def parse_timestamps(column: pa.ChunkedArray, unit: TimeUnit) -> tuple[IntArray,
 
 
 def parse_weights(column: pa.ChunkedArray) -> tuple[FloatArray, Problems]:
-    """Weights as float32, with what is no finite number of at least 0."""
+    """Weights as float32 (0 where there is a problem): finite numbers of at least 0."""
     column = plain(column)
     missing = _is_missing(column)
     if pa.types.is_string(column.type):
@@ -114,7 +114,8 @@ def parse_weights(column: pa.ChunkedArray) -> tuple[FloatArray, Problems]:
     numbers = _numpy(pc.cast(column, pa.float64(), safe=False) if _is_number(column.type) else None, len(column))
     with np.errstate(over="ignore"):
         values = numbers.astype(np.float32)
-    return values, {
+    usable = np.isfinite(values) & (values >= 0)
+    return np.where(usable, values, np.float32(0)), {
         MISSING_WEIGHT: missing,
         NAN_WEIGHT: np.isnan(values) & ~missing,
         NEGATIVE_WEIGHT: values < 0,

@@ -173,15 +173,18 @@ class _Rows:
 
     def outside_core(self, alive: BoolArray, min_user_events: int, min_item_events: int) -> BoolArray:
         """Rows whose user or item has too few events left, until nothing changes."""
-        inside = alive.copy()
+        at = places(alive)
         while min_user_events > 1 or min_item_events > 1:
-            users = np.bincount(self.users[inside], minlength=len(self.user_ids))
-            items = np.bincount(self.items[inside], minlength=len(self.item_ids))
-            kept = inside & (users[self.users] >= min_user_events) & (items[self.items] >= min_item_events)
-            if kept.sum() == inside.sum():
+            users, items = self.users[at], self.items[at]
+            enough_of_user = np.bincount(users, minlength=1)[users] >= min_user_events
+            enough_of_item = np.bincount(items, minlength=1)[items] >= min_item_events
+            kept = at[enough_of_user & enough_of_item]
+            if len(kept) == len(at):
                 break
-            inside = kept
-        return alive & ~inside
+            at = kept
+        outside = alive.copy()
+        outside[at] = False
+        return outside
 
     def reject(self, rejected: Rejected, mask: BoolArray, reason: str, values: pa.ChunkedArray) -> None:
         for part, name in PART_NAMES.items():
