@@ -30,6 +30,7 @@ class Admission:
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit one request, or answer 429."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

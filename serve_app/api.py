@@ -25,7 +25,9 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     k: int = Field(20, ge=1)
-    filters: dict[str, Scalar | dict[Literal["in", "min", "max"], Scalar | list[Scalar]]] = Field(default_factory=dict, max_length=32)
+    filters: dict[str, Scalar | dict[Literal["in", "min", "max"], Scalar | list[Scalar]]] = Field(
+        default_factory=dict, max_length=32
+    )
     deadline_ms: int | None = Field(None, ge=1)
     explain: bool = False
     fields: list[str] = Field(default_factory=list, max_length=64)

@@ -1,6 +1,6 @@
 """The wiring of the application, all of it on this screen."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError
@@ -10,9 +10,12 @@ from serve_app.config import Scale, ServeConfig
 from serve_app.deployments import ChannelWorker, Encoder, Gateway
 
 if TYPE_CHECKING:
-    from ray.serve import Application
+    from ray.serve import Application, Deployment
 
 __all__ = ["ServeConfig", "build_app"]
+
+# Replicas that each spread over all cores cost each other ten times what they gain: torch, BLAS and FAISS read this.
+_ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
 
 
 def build_app(config: ServeConfig) -> "Application":
@@ -26,14 +29,14 @@ def build_app(config: ServeConfig) -> "Application":
     """
     from ray import serve  # here, since Ray Serve reads its switches at import: see `run`
 
-    def deploy(cls: type, name: str, scale: Scale) -> Any:
+    def deploy(cls: type, name: str, scale: Scale) -> "Deployment":
         return serve.deployment(
             name=name,
             num_replicas=scale.replicas,
             max_ongoing_requests=scale.max_ongoing_requests,
             max_queued_requests=scale.max_queued_requests,
             backpressure_config={"status_code": 429, "retry_after_s": config.limits.retry_after_s},
-            ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
+            ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus, "runtime_env": _ONE_THREAD},
             max_surge_percent=100,
         )(cls)
 
@@ -45,7 +48,9 @@ def build_app(config: ServeConfig) -> "Application":
         return gateway.bind(config)
     encoder = deploy(Encoder, "encoder", config.encoder).bind(config.release)
     channels = {
-        name: deploy(ChannelWorker, name, config.channels.get(name, config.channel)).bind(config.release, name)
+        name: deploy(ChannelWorker, f"channel_{name}", config.channels.get(name, config.channel)).bind(
+            config.release, name
+        )
         for name in _channels(config, channel_names(release))
     }
     return gateway.bind(config, encoder, channels)

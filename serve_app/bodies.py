@@ -61,7 +61,9 @@ def _problem(error: ValidationError) -> Problem:
     if found[0]["type"] == "json_invalid":
         return Problem(400, f"The body is not JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}.")
     errors = list({_field(one["loc"]): one["msg"] for one in reversed(found)}.items())[::-1]
-    documents = [{"field": field, "detail": _CONDITION if field.startswith("filters.") else detail} for field, detail in errors]
+    documents = [
+        {"field": field, "detail": _CONDITION if field.startswith("filters.") else detail} for field, detail in errors
+    ]
     return Problem(422, f"{documents[0]['field']}: {documents[0]['detail']}.", documents)
 
 

@@ -1,6 +1,7 @@
 """How a stage is called: inside this process, or across to a deployment. To the engine both look the same.
 
-Retries live here and nowhere else: a call across is repeated once when the replica it went to has died, for nothing else.
+Retries live here and nowhere else: a call across is repeated once when the replica it went to has died, and for no
+other reason.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,8 +21,8 @@ _SMOOTHING = 0.2
 def in_process(function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
     """Call a function of this process without holding up the event loop.
 
-    What takes over a millisecond goes to a thread; what takes less runs inline, since the way to a thread and back costs
-    about a tenth of one. The running mean of the function's own time decides; the first call goes to a thread.
+    What takes over a millisecond goes to a thread; what takes less runs inline, since the way to a thread and back
+    costs about a tenth of one. The running mean of the function's own time decides; the first call goes to a thread.
     """
     mean_s = 1.0
 
@@ -62,4 +63,4 @@ def across(method: Any) -> Callable[..., Awaitable[Any]]:
 def _replica_died(error: BaseException) -> bool:
     """Whether the call failed because its replica is gone, also when Ray wrapped that into a task error."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, RayActorError | ActorDiedError | ActorUnavailableError)
+    return isinstance(cause, RayActorError)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 
 from recsys_ray.core.arrays import FloatArray
@@ -25,7 +24,6 @@ class Encoder:
     """
 
     def __init__(self, release: str | Release) -> None:
-        use_one_thread()
         retriever = (load_release(release) if isinstance(release, str) else release).retriever
         retriever.encode(Queries.of_texts(("warm up",)))  # backbones load with the first text: here, not in a request
         self._encode = in_process(retriever.encode)
@@ -44,7 +42,6 @@ class ChannelWorker:
     """
 
     def __init__(self, release: str | Release, name: str) -> None:
-        use_one_thread()
         if isinstance(release, str):
             channel = load_release_channel(open_release(release), name)
         else:
@@ -68,7 +65,6 @@ class Gateway:
     def __init__(
         self, config: ServeConfig, encoder: Any | None = None, channels: Mapping[str, Any] | None = None
     ) -> None:
-        use_one_thread()
         release = load_release(config.release)
         encode: Encode
         retrieve: dict[str, Retrieve]
@@ -83,8 +79,3 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name by which Ray Serve asks for the application
         return self._api
-
-
-def use_one_thread() -> None:
-    """One compute thread a replica: several that each spread over all cores cost each other ten times what they gain."""
-    torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """From a question to fused candidates: encode, ask all channels at once, fuse what came in time.
 
-The engine knows neither HTTP nor Ray: it is given one callable a stage, see `calls`, and works the same in both topologies.
+The engine knows neither HTTP nor Ray: it is given one callable a stage, see `calls`, and works the same in both
+topologies.
 """
 
 import asyncio

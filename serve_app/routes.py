@@ -22,7 +22,9 @@ from serve_app.service import Ask, Service
 _UI = Path(__file__).parent / "ui"
 _PAGE_FILES = {"app.css": "text/css", "app.js": "text/javascript"}
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "Cache-Control": "no-cache",
 }
 _QUESTION_ERRORS = (400, 404, 405, 408, 413, 415, 422, 429, 503)

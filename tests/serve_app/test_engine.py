@@ -12,7 +12,7 @@ from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.release import Release
 from serve_app.calls import in_process
-from serve_app.engine import ENCODER, AllChannelsFailed, Deadline, DeadlinePassed, Engine, Encode, Retrieve, Trace
+from serve_app.engine import ENCODER, AllChannelsFailed, Deadline, DeadlinePassed, Encode, Engine, Retrieve, Trace
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +93,7 @@ async def test_channels_are_asked_at_the_same_time(release: Release) -> None:
 
 
 async def test_an_answer_never_takes_longer_than_its_deadline(release: Release) -> None:
-    encode, channels = stages(release)
+    _, channels = stages(release)
     start = time.monotonic()
     await ask(release, Engine(never, {**channels, "nearest": never}), 0.4)
     assert time.monotonic() - start < 0.4 + 0.1

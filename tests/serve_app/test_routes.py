@@ -74,9 +74,7 @@ def test_filters_hold_before_the_cut(client: Any) -> None:
     answer = client.post("/v1/recommend", {"history": HISTORY, "filters": filters, "fields": ["category", "price"]})
     items = answer.json()["items"]
     assert items
-    assert all(
-        item["fields"]["category"] in ("ocean", "city") and 5 <= item["fields"]["price"] <= 40 for item in items
-    )
+    assert all(item["fields"]["category"] in ("ocean", "city") and 5 <= item["fields"]["price"] <= 40 for item in items)
 
 
 def test_explain_gives_each_channels_vote(client: Any) -> None:
