@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -40,9 +40,10 @@ pytestmark = pytest.mark.ray
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: where its dashboard answers, and the environment that a client needs."""
+    """A running head: where its dashboard and its node's agent answer, and the environment that a client needs."""
 
     address: str
+    agent: str
     env: dict[str, str]
 
 
@@ -60,7 +61,8 @@ def head() -> Iterator[Head]:
             process = subprocess.Popen(
                 command, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=session, start_new_session=True
             )
-        started = Head(f"http://127.0.0.1:{ports['dashboard-port']}", env)
+        dashboard, agent = ports["dashboard-port"], ports["dashboard-agent-listen-port"]
+        started = Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{agent}", env)
         try:
             _wait_until_healthy(started, process, log)
             yield started
@@ -94,14 +96,16 @@ def test_a_submitted_run_leaves_its_report(head: Head, tmp_path: Path) -> None:
 
 
 def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
-    stranger = Head(head.address, head.env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    stranger = replace(head, env=head.env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     done = _submit(stranger, tmp_path, "true")
     assert done.returncode != 0
     assert "403" in done.stderr or "Forbidden" in done.stderr or "authentication" in done.stderr.lower()
 
 
 def test_health_is_open_to_probes_and_the_rest_is_not(head: Head) -> None:
+    """What the probes in clusters/kuberay ask."""
     assert _status(f"{head.address}/api/gcs_healthz") == 200
+    assert _status(f"{head.agent}/api/local_raylet_healthz") == 200
     assert _status(f"{head.address}/api/jobs/") == 401
 
 
