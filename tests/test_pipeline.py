@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,3 +158,15 @@ def wait_until(condition, timeout_s: float = 120.0) -> None:
 
 def test_the_printed_configuration_is_a_configuration(config):
     assert RunConfig.parse(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_sharded_evaluation_is_equal(result, config, tmp_path):
+    plain = result.require_report()
+    storage = Path(config.storage)
+    for folder in (storage / "artifacts" / "report").iterdir():
+        shutil.rmtree(folder)
+    sharded = run(override(config, {"evaluation.shards": 2}), until="evaluate").require_report()
+    assert sharded["metrics"] == plain["metrics"]
+    assert sharded["buckets"] == plain["buckets"]

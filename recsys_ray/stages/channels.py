@@ -1,5 +1,6 @@
 """Fit the channels: one artifact each, so that a changed setting refits one channel only."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from recsys_ray.core.arrays import FloatArray, IntArray
-from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.artifacts import Artifact, open_artifact
 from recsys_ray.core.config import result_settings
 from recsys_ray.data.dataset import Targets
 from recsys_ray.retrieval.channels import ChannelConfig, fit_channel, load_channel
@@ -22,7 +23,7 @@ from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.query_encoder import TowerQueryEncoder
 from recsys_ray.retrieval.retriever import Retriever
 from recsys_ray.stages.features import Features
-from recsys_ray.stages.towers import Towers
+from recsys_ray.stages.towers import VECTORS_KIND, Towers, load_embedded
 from recsys_ray.stages.work import Data, Scope, Work
 
 VERSION = 1
@@ -47,9 +48,26 @@ class Fit:
 
     def retriever(self, fusion: Fusion) -> Retriever:
         """The fitted channels behind one retriever."""
-        channels = {name: load_channel(artifact.path) for name, artifact in self.channels.items()}
-        encoders = () if self.towers is None else (query_encoder(self.towers),)
-        return Retriever(channels, encoders, fusion)
+        return _assemble(self._parts(fusion))
+
+    def describe(self, path: Path, fusion: Fusion) -> Path:
+        """Write where the parts of `retriever` lie, for `load_retriever` in another process; returns the path."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self._parts(fusion)))
+        return path
+
+    def _parts(self, fusion: Fusion) -> dict[str, Any]:
+        trained = self.towers
+        return {
+            "towers": None if trained is None else [str(trained.artifact.path), str(trained.vectors_artifact.path)],
+            "channels": {name: str(artifact.path) for name, artifact in self.channels.items()},
+            "fusion": fusion.model_dump(mode="json"),
+        }
+
+
+def load_retriever(path: Path) -> Retriever:
+    """The retriever that `Fit.describe` wrote down."""
+    return _assemble(json.loads(path.read_text()))
 
 
 def configured(work: Work) -> Configs:
@@ -119,6 +137,15 @@ def queries_of(targets: Targets, user_tokens: IntArray | None) -> Queries:
 def query_encoder(towers: Towers) -> TowerQueryEncoder:
     """The towers as an encoder of histories."""
     return TowerQueryEncoder(towers.load(), towers.vectors, towers.space_id, lambda _: None)
+
+
+def _assemble(parts: Mapping[str, Any]) -> Retriever:
+    channels = {name: load_channel(Path(folder)) for name, folder in parts["channels"].items()}
+    encoders: tuple[TowerQueryEncoder, ...] = ()
+    if parts["towers"] is not None:
+        towers, vectors = (Path(folder) for folder in parts["towers"])
+        encoders = (query_encoder(load_embedded(open_artifact(towers, TOWERS), open_artifact(vectors, VECTORS_KIND))),)
+    return Retriever(channels, encoders, Fusion.parse(parts["fusion"]))
 
 
 def _reads_towers(config: ChannelConfig) -> bool:

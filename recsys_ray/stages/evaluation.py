@@ -11,6 +11,7 @@ from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.config import override, result_settings
 from recsys_ray.evaluation.contents import Details, Report, TrainingCurve, index_rows
+from recsys_ray.evaluation.on_ray import evaluate_on_ray
 from recsys_ray.evaluation.replay import sample_targets
 from recsys_ray.evaluation.report import write_report
 from recsys_ray.evaluation.summary import Evaluation
@@ -19,7 +20,7 @@ from recsys_ray.retrieval.candidates import Candidates, concatenate
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.tuning import tune
-from recsys_ray.stages.channels import Fit, queries_of
+from recsys_ray.stages.channels import Fit, load_retriever, queries_of
 from recsys_ray.stages.towers import RECORDS_FILE
 from recsys_ray.stages.work import Data, Work
 
@@ -47,14 +48,23 @@ def evaluate(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion, fusion
     config = work.config
 
     def write(directory: Path) -> Mapping[str, Any]:
-        retrievers = [fit.retriever(fusion) for fit in fits]
-        done = evaluate_folds(retrievers, data.dataset.folds, config.evaluation, data.user_tokens)
+        done = _evaluate(work, data, fits, fusion)
         write_report(directory, _report(work, data, fits, done), _details(work, data, fits, fusion, done))
         return {"fused": done.metrics["fused"].values}
 
     settings = {"evaluation": result_settings(config.evaluation), "name": config.name}
     parents = {**_parents(data, fits), "fusion": fusion_artifact}
     return work.runner.run("report", REPORT_VERSION, settings, parents, write, label="evaluate")
+
+
+def _evaluate(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion) -> Evaluation:
+    settings, folds = work.config.evaluation, data.dataset.folds
+    if settings.shards == 1:
+        return evaluate_folds([fit.retriever(fusion) for fit in fits], folds, settings, data.user_tokens)
+    work.need_ray()
+    scratch = Path(work.config.storage).absolute() / "scratch"
+    paths = [fit.describe(scratch / f"retriever-{place}.json", fusion) for place, fit in enumerate(fits)]
+    return evaluate_on_ray(load_retriever, paths, folds, settings, data.user_tokens)
 
 
 def _parents(data: Data, fits: Sequence[Fit]) -> dict[str, Artifact]:

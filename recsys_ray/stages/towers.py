@@ -28,6 +28,7 @@ from recsys_ray.training.progress import TrainResult
 TRAIN_VERSION = 1
 EMBED_VERSION = 1
 RECORDS_FILE = "training.json"
+VECTORS_KIND = "vectors"
 VECTORS_FILE = "vectors.parquet"
 
 
@@ -91,9 +92,15 @@ def embed(work: Work, data: Data, features: Features, towers: Artifact, scope: S
         return {"space_id": read_space_id(towers.path), "items": len(vectors), "dim": vectors.shape[1]}
 
     parents = {"dataset": data.artifact, "features": features.artifact, "towers": towers}
-    artifact = work.runner.run("vectors", EMBED_VERSION, {}, parents, write, label=f"embed for {scope.name}")
-    _, vectors = read_vectors(artifact.file(VECTORS_FILE))
-    return Towers(towers, vectors, artifact, str(artifact.summary["space_id"]))
+    return load_embedded(
+        towers, work.runner.run(VECTORS_KIND, EMBED_VERSION, {}, parents, write, label=f"embed for {scope.name}")
+    )
+
+
+def load_embedded(towers: Artifact, vectors_artifact: Artifact) -> Towers:
+    """Towers with the vectors that were embedded with them."""
+    _, vectors = read_vectors(vectors_artifact.file(VECTORS_FILE))
+    return Towers(towers, vectors, vectors_artifact, str(vectors_artifact.summary["space_id"]))
 
 
 def item_inputs(work: Work, data: Data, features: Features, model: TwoTower) -> ItemInputs:
