@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from recsys_ray.core.errors import ConfigError, TrainingError
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
+from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.on_ray import fit_on_ray
 
 pytestmark = pytest.mark.ray
@@ -40,38 +42,36 @@ def ancestors(pid: int) -> set[int]:
     return found
 
 
-def kill_after_first_checkpoint(directory: Path, over: threading.Event, killed: list[int]) -> None:
-    while not over.wait(0.02):
-        if any(directory.glob("run/checkpoint_*/progress.json")):
-            victims = list(train_workers())
-            if victims:
-                killed.append(max(victims))
-                os.kill(killed[0], signal.SIGKILL)
-                return
+def kill_one_after_its_first_checkpoint(directory: Path) -> int | None:
+    """Kill a worker as soon as there is a checkpoint; None when there was none in time."""
+    waiting = threading.Event()  # never set
+    for _ in range(6000):
+        victims = list(train_workers())
+        if victims and any(directory.glob("*/run/checkpoint_*/progress.json")):
+            os.kill(max(victims), signal.SIGKILL)
+            return max(victims)
+        waiting.wait(0.02)
+    return None
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_changes_nothing(
     towers: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path
 ) -> None:
-    config = settings(workers=2, epochs=8, average=0.9)
-    undisturbed = fit_on_ray(copy.deepcopy(towers), data, config, tmp_path / "undisturbed")
+    config = settings(workers=2, epochs=10, average=0.9)
+    models = [copy.deepcopy(towers), copy.deepcopy(towers)]
+    # Two runs side by side, of which one loses a worker.
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(fit_on_ray, model, data, config, tmp_path / str(name)) for name, model in enumerate(models)]
+        killed = kill_one_after_its_first_checkpoint(tmp_path)
+        one, other = (run.result() for run in runs)
 
-    over, killed = threading.Event(), list[int]()
-    killer = threading.Thread(target=kill_after_first_checkpoint, args=(tmp_path / "disturbed", over, killed))
-    killer.start()
-    try:
-        disturbed = fit_on_ray(towers, data, config, tmp_path / "disturbed")
-    finally:
-        over.set()
-        killer.join()
-
-    assert len(killed) == 1
-    assert [record.loss for record in disturbed.records] == [record.loss for record in undisturbed.records]
-    assert disturbed.best_epoch == undisturbed.best_epoch
-    for name, tensor in undisturbed.weights.items():
-        assert torch.equal(tensor, disturbed.weights[name])
-        assert torch.equal(tensor, towers.state_dict()[name])
+    assert killed is not None
+    assert [record.loss for record in one.records] == [record.loss for record in other.records]
+    assert one.best_epoch == other.best_epoch
+    assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
+    for model in models:
+        assert all(torch.equal(tensor, one.weights[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -80,13 +80,10 @@ def test_zero_3_shards_over_the_workers_and_returns_whole_weights(
 ) -> None:
     config = settings(workers=2, epochs=2, engine="deepspeed", zero_stage=3)
     plain = settings(workers=0, epochs=2, batch_size=10)
-    alone = copy.deepcopy(towers)
-    from recsys_ray.training.fit import fit_in_process
-
-    expected = fit_in_process(alone, data, plain)
+    expected = fit_in_process(copy.deepcopy(towers), data, plain)
     result = fit_on_ray(towers, data, config, tmp_path)
 
-    (newest,) = sorted(tmp_path.glob("run/checkpoint_*"))[-1:]
+    newest = max(path for path in tmp_path.glob("run/checkpoint_*") if path.is_dir())
     assert {file.name for file in newest.rglob("zero_pp_rank_*")} == {
         f"zero_pp_rank_{rank}_mp_rank_00_{part}_states.pt" for rank in range(2) for part in ("model", "optim")
     }
