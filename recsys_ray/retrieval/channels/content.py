@@ -26,6 +26,7 @@ from recsys_ray.retrieval.query import Queries
 _MIXES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _MAX_PAIRS = 2000
 _TFIDF, _NEURAL = "tfidf", "neural"
+_AUTO, _TEXT = "auto", "text"
 
 
 class ContentConfig(Config):
@@ -37,7 +38,8 @@ class ContentConfig(Config):
         history: The last so many items of a history are read.
         attribute_words: Whether the words of categorical values count as words of the text too.
         max_share: Words that more than this share of the items have are left out.
-        space: Frozen vectors beside TF-IDF: "text", "image", … where the run has them; null for TF-IDF alone.
+        space: Frozen vectors beside TF-IDF: "text", "image", … of the run; "auto" takes the text's where there are
+            any and a validation (or `mix`) says how much of them; null for TF-IDF alone.
         mix: Share of the frozen vectors, 0 … 1; null chooses on validation.
     """
 
@@ -46,7 +48,7 @@ class ContentConfig(Config):
     history: int = Field(50, ge=1)
     attribute_words: bool = True
     max_share: float = Field(0.5, gt=0, le=1)
-    space: str | None = None
+    space: str | None = "auto"
     mix: float | None = Field(None, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -159,6 +161,7 @@ def fit(name: str, config: ContentConfig, data: FitData) -> ContentChannel:
         ConfigError: When the run has no such space, or the mix is to be chosen and there is no validation.
     """
     tfidf = vectorise(data.items, data.fields, config.attribute_words, config.max_share)
+    config = _with_space(config, data)
     if config.space is None:
         return ContentChannel(name, config, tfidf, None)
     space = data.space(f"channels.{name}.space", config.space)
@@ -177,6 +180,14 @@ def load(directory: Path) -> ContentChannel:
     neural = None if space_id is None else Neural(space_id, load_vectors(directory / _NEURAL))
     tfidf = TfIdf.load(directory / _TFIDF)
     return ContentChannel(header.name, ContentConfig.parse(header.config), tfidf, neural)
+
+
+def _with_space(config: ContentConfig, data: FitData) -> ContentConfig:
+    """The settings with "auto" decided."""
+    if config.space != _AUTO:
+        return config
+    decidable = config.mix is not None or (data.validation is not None and len(data.validation.items) > 0)
+    return override(config, {"space": _TEXT if _TEXT in data.spaces and decidable else None})
 
 
 def _choose_mix(channel: ContentChannel, pairs: ValidationPairs) -> float:

@@ -66,4 +66,4 @@ def test_a_space_that_the_run_lacks_is_named() -> None:
 
 def test_a_mix_without_a_space_is_refused() -> None:
     with pytest.raises(ConfigError, match="a space beside mix"):
-        ContentConfig.parse({"mix": 0.5})
+        ContentConfig.parse({"space": None, "mix": 0.5})
