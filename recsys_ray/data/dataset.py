@@ -153,9 +153,11 @@ def _read_events(path: Path, user_ids: IdMap, item_ids: IdMap) -> Events:
 
 
 def _rows(column: pa.ChunkedArray, ids: IdMap) -> IntArray:
-    parts = [np.zeros(0, np.int64)]
-    parts += [ids.rows_of_column(chunk.dictionary)[chunk.indices.to_numpy()] for chunk in column.chunks]
-    return np.concatenate(parts)
+    chunks = column.unify_dictionaries().chunks
+    if not chunks:
+        return np.zeros(0, np.int64)
+    rows = ids.rows_of_column(chunks[0].dictionary)
+    return np.concatenate([rows[chunk.indices.to_numpy()] for chunk in chunks])
 
 
 def _with_absolute_pictures(items: pa.Table, directory: Path) -> pa.Table:
