@@ -1,5 +1,6 @@
 """The same encoding on a cluster: Ray Data actors, each with its own copy of the model and one thread."""
 
+import logging
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -164,11 +165,13 @@ def _written(inputs: ItemInputs, scratch: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet_data() -> Iterator[None]:
-    """Our own progress line instead of Ray Data's."""
-    context = ray.data.DataContext.get_current()
-    shown = context.enable_progress_bars
+    """Our own progress line instead of Ray Data's bars and plans; its errors still show."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    shown, level = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         context.enable_progress_bars = shown
+        logger.setLevel(level)

@@ -66,10 +66,12 @@ def from_pretrained(loader: Any, setting: str, where: str, wanted: str, **kwargs
     Raises:
         ConfigError: When there is no such checkpoint, or it is not what is wanted.
     """
+    from safetensors import SafetensorError
+
     try:
         with _quiet():
             return loader.from_pretrained(where, local_files_only=Path(where).is_dir(), **kwargs)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "A hub id needs a network or a filled cache; a folder needs neither."
         raise ConfigError(setting, where, wanted, f"{reason} {hint}") from None

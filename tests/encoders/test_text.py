@@ -103,6 +103,16 @@ def test_a_folder_without_a_text_encoder_is_refused(image_checkpoint, tmp_path: 
             load_text_backbone(str(folder))
 
 
+def test_damaged_weights_are_refused(text_checkpoint: Path, tmp_path: Path):
+    load_text_backbone(str(text_checkpoint)).save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match="text encoder"):
+        load_text_backbone(str(tmp_path))
+
+
 @pytest.mark.weights
 def test_the_packaged_minilm_knows_what_is_alike():
     backbone = load_text_backbone("package:minilm")
