@@ -88,7 +88,7 @@ def find_pictures(catalogue: Catalogue, config: DataConfig) -> tuple[_Found, lis
         if isinstance(source, bytes):
             found.add(row, source)
             continue
-        path = Path(os.path.normpath(folder / str(source).strip()))
+        path = _file_of(folder, str(source).strip())
         if path.is_relative_to(folder):
             found.add(row, path)
         else:
@@ -108,6 +108,14 @@ def _folder(config: DataConfig) -> Path:
             raise ConfigError("data.images", config.images, "an existing folder")
         return folder.resolve()
     return find_files("data.items", config.items or ".", "items")[0].parent.resolve()
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    """Where a relative path leads. A path that repeats the folder's own name ("images/1.jpg" in images/) is meant once."""
+    path = Path(os.path.normpath(folder / name))
+    if Path(name).parts[:1] == (folder.name,) and not path.exists():
+        return Path(os.path.normpath(folder.parent / name))
+    return path
 
 
 def _named_by_id(catalogue: Catalogue, folder: Path | None) -> _Found:

@@ -65,8 +65,8 @@ class DataConfig(Config):
         items: Catalogue: a file, a folder or a glob. Without one, the items are those of the events.
         events: Event log: a file, a folder or a glob. With `split.protocol=given` it is the training part.
         users: Table of user attributes: a file, a folder or a glob.
-        images: Folder that picture paths are relative to (default: the folder of `items`); without an image column,
-            a folder of pictures named by item id.
+        images: Folder that picture paths are relative to (default: the folder of `items`; paths may start with the
+            folder's own name); without an image column, a folder of pictures named by item id.
         format: File format; auto decides by file name.
         delimiter: Column separator of CSV files; auto is a tab for .tsv and a comma otherwise.
         columns: Which source column plays which part.

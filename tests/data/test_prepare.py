@@ -177,6 +177,12 @@ def test_pictures_named_by_id(publish, tmp_path):
     assert dataset.items.column(schema.IMAGE).to_pylist() == [str(tmp_path / "posters" / "a.jpg"), None, None]
 
 
+def test_paths_may_start_with_the_name_of_the_images_folder(publish, synthetic):
+    folder = synthetic.items.replace("items.parquet", "images")
+    here = load_dataset(publish(synthetic)).items.column(schema.IMAGE)
+    assert load_dataset(publish(override(synthetic, {"images": folder}))).items.column(schema.IMAGE) == here
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_pictures_as_bytes_live_in_the_artifact(publish, tmp_path, nested):
     pictures = [jpeg("red"), b"broken", None]
