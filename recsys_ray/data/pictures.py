@@ -111,7 +111,7 @@ def _folder(config: DataConfig) -> Path:
 
 
 def _file_of(folder: Path, name: str) -> Path:
-    """Where a relative path leads. A path that repeats the folder's own name ("images/1.jpg" in images/) is meant once."""
+    """Where a relative path leads. The folder's own name in front ("images/1.jpg" in images/) is meant once."""
     path = Path(os.path.normpath(folder / name))
     if Path(name).parts[:1] == (folder.name,) and not path.exists():
         return Path(os.path.normpath(folder.parent / name))
