@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,13 @@ def backbone_id(name: str, module: nn.Module, settings: dict[str, Any], skip: st
             digest.update(key.encode())
             digest.update(_bytes(tensor))
     return f"{name}-{digest.hexdigest()[:16]}"
+
+
+def freeze_where(module: nn.Module, unused: Callable[[str], bool]) -> None:
+    """Take the weights that never reach the features out of training: wrappers wait for a gradient of every other."""
+    for name, parameter in module.named_parameters():
+        if unused(name):
+            parameter.requires_grad_(False)
 
 
 def autocast(device: torch.device, precision: Precision, count: int) -> torch.autocast:

@@ -17,6 +17,7 @@ from recsys_ray.core.errors import ConfigError
 from recsys_ray.encoders.checkpoint import (
     autocast,
     backbone_id,
+    freeze_where,
     from_pretrained,
     load_model,
     locate,
@@ -141,6 +142,7 @@ class HubVision(nn.Module):
         self.model = model
         self.dual = dual
         self.pooled = pooled
+        freeze_where(model, self._is_unused)
 
     def forward(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n F"]:
         """Features of scaled pixels."""
@@ -155,6 +157,11 @@ class HubVision(nn.Module):
         if self.pooled and pooled is not None:
             return pooled.flatten(1)
         return hidden.mean((2, 3)) if hidden.dim() == 4 else hidden[:, 0]
+
+    def _is_unused(self, name: str) -> bool:
+        if self.dual:
+            return not name.startswith(("vision_model.", "visual_projection."))
+        return "mask_token" in name or ("pooler." in name and not self.pooled)
 
 
 def load_image_backbone(spec: str, precision: Precision | None = None) -> ImageBackbone:

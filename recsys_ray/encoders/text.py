@@ -17,6 +17,7 @@ from recsys_ray.core.errors import ConfigError
 from recsys_ray.encoders.checkpoint import (
     autocast,
     backbone_id,
+    freeze_where,
     from_pretrained,
     load_model,
     locate,
@@ -63,6 +64,7 @@ class TextBackbone(nn.Module):
         self.precision: Precision = precision
         self.source = source
         self.id = self._hash()
+        freeze_where(model, lambda name: "pooler." in name)
 
     @property
     def dim(self) -> int:

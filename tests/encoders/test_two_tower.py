@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -104,6 +105,27 @@ def test_wrong_settings_name_what_is_allowed():
         make_model(text=None, id=None)
     with pytest.raises(ConfigError, match="no vector column"):
         make_model(vectors={"columns": ["sound"]})
+
+
+@pytest.mark.parametrize("architecture", ["vit", "dinov2", "clip", "siglip"])
+def test_everything_that_is_trained_gets_a_gradient(
+    architecture: str,
+    text_checkpoint: Path,
+    image_checkpoint: Callable[[str], Path],
+    catalogue: tuple[pa.Table, Fields],
+):
+    """DDP and ZeRO wait for the gradient of every trained weight."""
+    items, fields = catalogue
+    text = {"backbone": str(text_checkpoint), "mode": "full"}
+    image = {"backbone": str(image_checkpoint(architecture)), "mode": "full"}
+    config = TwoTowerConfig.parse({"dim": 8, "text": text, "image": image})
+    model = build(config, fields, len(items), {}).train()
+    inputs = build_item_inputs(items, fields, config, {}, trained_backbones(model))
+    (model.item_tower(inputs) * torch.randn(8)).sum().backward()
+    lacking = [
+        name for name, weight in model.item_tower.named_parameters() if weight.requires_grad and weight.grad is None
+    ]
+    assert lacking == []
 
 
 def test_a_trained_backbone_learns_and_travels_with_the_towers(
