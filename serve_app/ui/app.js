@@ -34,7 +34,7 @@ function hueOf(name) {
 }
 
 function plain(value) {
-  if (Array.isArray(value)) return value.map(plain).join(", ");
+  if (Array.isArray(value)) return value.slice(0, 12).map(plain).join(", ") + (value.length > 12 ? ", …" : "");
   return value === null || value === undefined ? "" : String(value);
 }
 
@@ -152,7 +152,7 @@ async function showDetail(id, title) {
   try {
     const item = await ask("v1/items/" + encodeURIComponent(id));
     if (byId("detail-id").textContent !== id) return;
-    const rows = Object.entries(item.fields).filter(([, value]) => !["", item.title].includes(plain(value)));
+    const rows = Object.entries(item.fields).filter(([, value]) => !["", item.title, id].includes(plain(value)));
     byId("detail-fields").replaceChildren(
       ...rows.flatMap(([name, value]) => [make("dt", "", name), make("dd", "", plain(value))]),
     );
@@ -171,7 +171,7 @@ async function start() {
   byId("clear").addEventListener("click", () => { picks.clear(); drawPicks(); recommend(); });
   try {
     const status = await ask("v1/status");
-    shownFields = status.fields.slice(0, 3);
+    shownFields = status.fields.filter((name) => name !== "item_id").slice(0, 4);
     byId("release").textContent =
       "release " + status.release + " · " + status.counts.items.toLocaleString() + " items · " + status.topology;
   } catch (error) {
