@@ -29,7 +29,8 @@ class TrainingConfig(Config):
         warmup: Share of all steps over which the learning rate rises.
         weight_decay: AdamW's, on matrices only.
         clip_norm: Largest norm of the whole gradient; longer ones are scaled down.
-        negatives: How many items each position is compared with, shared by the step; "all" is the full softmax.
+        negatives: How many items each position is compared with, shared by the step. "all", or as many as the catalogue
+            has items, is every item once: the full softmax, the best where it can be afforded.
         negatives_popularity: Share of them drawn by popularity, the rest evenly; null is half, where any are drawn.
         max_history: A sequence is cut into windows of so many events; null takes what the user tower reads.
         event_weights: Weigh each target by its event's weight.
@@ -45,15 +46,15 @@ class TrainingConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     precision: Precision = "bf16"
     batch_size: int = Field(128, ge=1)
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(30, ge=1)
     patience: int | None = Field(5, ge=1)
     validation_users: int = Field(10_000, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(4e-3, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(0.02, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float | None = Field(1.0, gt=0)
-    negatives: int | Literal["all"] = 1024
+    negatives: int | Literal["all"] = 4096
     negatives_popularity: float | None = Field(None, ge=0, le=1)
     max_history: int | None = Field(None, ge=1)
     event_weights: bool = False

@@ -96,8 +96,8 @@ class LocalCheckpoints:
 
     def newest(self) -> Path | None:
         """Where it is, if there is one."""
-        path = self.directory / "newest"
-        return path if path.is_dir() else None
+        found = [self.directory / name for name in ("newest", "older") if (self.directory / name).is_dir()]
+        return found[0] if found else None
 
     def keep(self, _: EpochRecord, write: Callable[[Path], None]) -> None:
         """Write aside, then take the older one's place; a cut between the two renames leaves the older one beside."""

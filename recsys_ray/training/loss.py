@@ -8,6 +8,8 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 20
 """Logits that exist at once: 4 MB of fp32, which stays in the cache and bounds the memory."""
+MIN_POSITIONS = 32
+"""But so many positions at once at least: past 32,768 negatives, reading those again and again would cost more."""
 
 
 def sampled_softmax(
@@ -114,7 +116,7 @@ class _Chunks:
         loss = self._log_expected.new_zeros(())
         of_queries, of_targets = torch.empty_like(self._queries), torch.empty_like(self._targets)
         of_negatives = torch.zeros_like(self._negatives, dtype=self._log_expected.dtype)
-        size = max(1, CHUNK_ELEMENTS // max(1, len(self._negatives)))
+        size = max(MIN_POSITIONS, CHUNK_ELEMENTS // max(1, len(self._negatives)))
         for start in range(0, len(self._queries), size):
             end = min(start + size, len(self._queries))
             weight = None if weights is None else weights[start:end].float()

@@ -40,7 +40,7 @@ class NegativeSampler:
 
     Args:
         counts: (N,) events of each item over the whole training set, not over one rank's share of it.
-        count: n, or "all" for every item once (`log_expected` 0: the loss is then the full softmax).
+        count: n. "all", or an n of at least N, is every item once, with `log_expected` 0: the full softmax.
         popularity: m, the share drawn by popularity.
         seed: The run's seed.
     """
@@ -48,7 +48,8 @@ class NegativeSampler:
     def __init__(self, counts: IntArray, count: int | Literal["all"], popularity: float, seed: int) -> None:
         if popularity > 0 and not counts.any():
             raise ConfigError("training.negatives_popularity", popularity, "0 when no item has an event")
-        self._count, self._seed, self._num_items = count, seed, len(counts)
+        self._seed, self._num_items = seed, len(counts)
+        self._count = None if count == "all" or count >= len(counts) else count
         probabilities = _mixture(counts, popularity)
         self._cumulative = np.cumsum(probabilities)
         self._cumulative /= self._cumulative[-1]
@@ -57,7 +58,7 @@ class NegativeSampler:
 
     def draw(self, step: int) -> Draw:
         """The negatives of a step, the same on every rank."""
-        if self._count == "all":
+        if self._count is None:
             return Draw(np.arange(self._num_items, dtype=np.int64), np.zeros(self._num_items, np.float32))
         uniform = np.random.default_rng([self._seed, step]).random(self._count)
         rows = np.searchsorted(self._cumulative, uniform, side="right").astype(np.int64)

@@ -1,7 +1,7 @@
 """One worker of the parity tests: a few steps at a global batch that does not depend on the number of workers.
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
-gradient), "zero0" ... "zero3", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
+gradient), "bf16", "zero0" ... "zero3", "bf16zero2", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
 """
 
 import os
@@ -52,12 +52,13 @@ def small_data() -> TrainInput:
 
 def build_engine(case: str) -> Engine:
     model = small_towers()
-    if case in ("plain", "deaf"):
-        return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE))
+    precision = "bf16" if case.startswith("bf16") else "fp32"
+    if case in ("plain", "deaf", "bf16"):
+        return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), precision)
     stage = int(case[-1])
     if case.startswith("adam"):
         return DeepSpeedEngine(model, lambda module: build_adamw(module, LEARNING_RATE, 0.1), stage)
-    return DeepSpeedEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), stage)
+    return DeepSpeedEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), stage, precision)
 
 
 class Recorded:

@@ -3,11 +3,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from recsys_ray.core.errors import ArtifactError, ConfigError, TrainingError
-from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.two_tower import TwoTower, build
 from recsys_ray.training.checkpoint import load_checkpoint, read_result
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
@@ -122,6 +124,17 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(
         load_checkpoint(tmp_path / "newest", engine, (0, 2))
     with pytest.raises(ArtifactError, match="no whole training checkpoint"):
         load_checkpoint(tmp_path, engine, (0, 1))
+
+
+def test_user_attributes_are_trained_on_and_validated_with(
+    data: TrainInput, settings: Settings, towers: TwoTower
+) -> None:
+    fields = Fields(user_tokens={"age=1": 1, "age=2": 2})
+    model = build(towers.config, fields, len(data.inputs), {})
+    before = model.user_tower.attributes.weight.detach().clone()
+    tokens = np.random.default_rng(0).integers(1, 3, (30, 1))
+    fit_in_process(model, replace(data, user_tokens=tokens), settings(epochs=1))
+    assert (model.user_tower.attributes.weight[1:] != before[1:]).any(1).all()
 
 
 def test_workers_need_ray(towers: TwoTower, data: TrainInput, settings: Settings) -> None:

@@ -15,9 +15,10 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
 
 
-@pytest.fixture(params=[1 << 20, 64])
+@pytest.fixture(params=[32, 3])
 def _chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(loss_module, "MIN_POSITIONS", request.param)
 
 
 @pytest.mark.usefixtures("_chunked")

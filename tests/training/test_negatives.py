@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -7,17 +9,16 @@ from hypothesis import strategies as st
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.training.negatives import Draw, NegativeSampler, gather_with_gradient, slice_bounds
 
-COUNTS = np.array([0, 1, 3, 6], np.int64)
+COUNTS = np.tile(np.array([0, 1, 3, 6], np.int64), 500)
 
 
 def test_the_expected_counts_are_those_of_the_mixture() -> None:
     draw = NegativeSampler(COUNTS, 1000, 0.5, seed=0).draw(0)
-    expected = 1000 * (0.5 / 4 + 0.5 * COUNTS / 10)
+    expected = 1000 * (0.5 / 2000 + 0.5 * COUNTS / 5000)
     np.testing.assert_allclose(draw.log_expected, np.log(expected)[draw.rows], rtol=1e-5)
-    found = np.mean(
-        [np.bincount(NegativeSampler(COUNTS, 1000, 0.5, 0).draw(s).rows, minlength=4) for s in range(50)], 0
-    )
-    np.testing.assert_allclose(found, expected, rtol=0.03)
+    sampler = NegativeSampler(COUNTS, 1000, 0.5, 0)
+    found = np.mean([np.bincount(sampler.draw(step).rows % 4, minlength=4) for step in range(50)], 0)
+    np.testing.assert_allclose(found, expected.reshape(500, 4).sum(0), rtol=0.03)
 
 
 def test_the_draw_depends_on_seed_and_step_alone() -> None:
@@ -31,14 +32,15 @@ def test_the_draw_depends_on_seed_and_step_alone() -> None:
 
 def test_by_popularity_alone_items_without_events_never_come() -> None:
     draw = NegativeSampler(COUNTS, 500, 1.0, seed=0).draw(0)
-    assert draw.rows.min() == 1
+    assert COUNTS[draw.rows].min() == 1
     assert np.isfinite(draw.log_expected).all()
 
 
-def test_all_items_once() -> None:
-    draw = NegativeSampler(COUNTS, "all", 0.5, seed=0).draw(3)
-    np.testing.assert_array_equal(draw.rows, np.arange(4))
-    np.testing.assert_array_equal(draw.log_expected, np.zeros(4))
+@pytest.mark.parametrize("count", ["all", 2000, 5000])
+def test_a_catalogue_that_is_no_larger_comes_whole(count: int | Literal["all"]) -> None:
+    draw = NegativeSampler(COUNTS, count, 0.5, seed=0).draw(3)
+    np.testing.assert_array_equal(draw.rows, np.arange(2000))
+    np.testing.assert_array_equal(draw.log_expected, np.zeros(2000))
 
 
 def test_popularity_without_events_is_refused() -> None:

@@ -24,7 +24,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    runs = [(0, 1, ("plain",)), *((rank, 2, ("plain", "deaf", *ZERO, *ADAM)) for rank in range(2))]
+    runs = [(0, 1, ("plain",)), *((rank, 2, ("plain", "deaf", "bf16", *ZERO, *ADAM, "bf16zero2")) for rank in range(2))]
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), str(world), str(port), str(directory), *cases],
@@ -70,6 +70,12 @@ def test_every_zero_stage_gives_the_losses_and_weights_of_one_worker(read: Read,
     one, sharded = read("plain_1"), read(f"{case}_2")
     assert largest(one["losses"], sharded["losses"]) < 1e-5
     assert largest(one["weights"], sharded["weights"]) < 1e-5
+
+
+def test_bf16_is_near_fp32_and_alike_in_both_engines(read: Read) -> None:
+    exact, plain, sharded = read("plain_1"), read("bf16_2"), read("bf16zero2_2")
+    assert 1e-6 < largest(exact["losses"], plain["losses"]) < 0.01 * exact["losses"].max()
+    assert largest(plain["losses"], sharded["losses"]) < 1e-2
 
 
 def test_the_shards_of_each_rank_are_in_the_checkpoint_and_shrink_with_the_stage(out: Path) -> None:
