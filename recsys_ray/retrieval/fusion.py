@@ -24,8 +24,9 @@ class FusionConfig(Config):
     """How lists are merged.
 
     Attributes:
-        method: "reciprocal_rank" sums weight / (rrf_k + rank) (Cormack et al. 2009); "weighted" sums weight times the
-            channel's scaled score.
+        method: "reciprocal_rank" sums weight / (rrf_k + rank), equal scores at their mean rank (Cormack et al. 2009);
+            "weighted" sums weight times the channel's scaled score; "auto" takes the one that does better on
+            validation, and "weighted" where weights are given.
         rrf_k: The constant of reciprocal rank.
         depth: Candidates that each channel gives.
         weights: Channel to weight; null chooses them on validation.
@@ -36,7 +37,7 @@ class FusionConfig(Config):
         rounds: Passes over the channels of the coordinate search at most.
     """
 
-    method: Method = "weighted"
+    method: Literal["auto", "reciprocal_rank", "weighted"] = "auto"
     rrf_k: float = Field(60.0, ge=0)
     depth: int = Field(200, ge=1, le=10_000)
     weights: dict[str, float] | None = None
@@ -178,15 +179,32 @@ def unite(lists: dict[str, Candidates]) -> Union:
 
 def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) -> Numbers:
     """(E,) what each list entry counts before its channel's weight."""
-    if fusion.method == "reciprocal_rank":
-        return np.asarray(1.0 / (fusion.rrf_k + union.rank + 1.0), np.float64)
     entry_query = union.query[union.member]
     counts = np.empty(len(union.score))
     for place, (name, candidates) in enumerate(lists.items()):
-        mine = union.channel == place
-        best = candidates.scores[entry_query[mine], 0].astype(np.float64)
-        counts[mine] = scaled(union.score[mine], best, fusion.temperatures.get(name))
+        mine = np.flatnonzero(union.channel == place)
+        if fusion.method == "reciprocal_rank":
+            ranks = mean_ranks(candidates.scores)[entry_query[mine], union.rank[mine]]
+            counts[mine] = 1.0 / (fusion.rrf_k + ranks + 1.0)
+        else:
+            best = candidates.scores[entry_query[mine], 0].astype(np.float64)
+            counts[mine] = scaled(union.score[mine], best, fusion.temperatures.get(name))
     return counts
+
+
+def mean_ranks(scores: FloatArray) -> Numbers:
+    """(B, K) rank from 0 of each place in falling scores; equal ones share their mean, so that row order says nothing.
+
+    Args:
+        scores: (B, K), falling in each row.
+    """
+    num_queries, depth = scores.shape
+    first = np.ones(scores.shape, np.bool_)
+    first[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    group = np.cumsum(first.ravel()) - 1
+    starts = np.broadcast_to(np.arange(depth), scores.shape)[first]
+    means = starts + (np.bincount(group, minlength=len(starts)) - 1) / 2
+    return np.asarray(means[group].reshape(num_queries, depth), np.float64)
 
 
 def scaled(scores: FloatArray, best: Numbers, temperature: float | None) -> Numbers:

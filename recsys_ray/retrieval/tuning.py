@@ -9,7 +9,7 @@ from recsys_ray.core import metrics
 from recsys_ray.core.arrays import IntArray, Ragged
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.retrieval.candidates import Candidates
-from recsys_ray.retrieval.fusion import Fusion, FusionConfig, Numbers, contributions, unite
+from recsys_ray.retrieval.fusion import Fusion, FusionConfig, Method, Numbers, contributions, unite
 
 _FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
 _BIRTH = (0.1, 0.25, 0.5, 1.0)  # what a channel at weight 0 is tried with
@@ -28,26 +28,32 @@ def tune(lists: dict[str, Candidates], targets: Ragged, config: FusionConfig) ->
         ConfigError: When given weights do not name the channels, an objective is no metric, or there is nothing to
             choose on.
     """
-    temperatures = {name: values for name, values in config.temperatures.items() if name in lists}
-    fusion = Fusion(
-        method=config.method,
-        rrf_k=config.rrf_k,
-        depth=config.depth,
-        weights=config.weights or dict.fromkeys(lists, 1.0),
-        temperatures={name: values[0] for name, values in temperatures.items()} if config.method == "weighted" else {},
-        chosen_on="given",
-    )
     if config.weights is not None:
         _require_names(config.weights, lists)
-        return fusion
+        return _start(config, "weighted" if config.method == "auto" else config.method, config.weights)
     unknown = set(config.objective) - set(metrics.METRICS)
     if unknown:
         raise ConfigError("fusion.objective", sorted(unknown), ", ".join(metrics.METRICS))
     if len(targets) == 0:
         raise ConfigError("fusion.weights", None, "a weight for each channel", "There is no validation to choose on.")
-    lists, targets = _sample(lists, targets, config.max_queries)
-    search = _Search(lists, targets, config)
-    return search.run(fusion, temperatures).model_copy(update={"chosen_on": f"{len(targets)} validation queries"})
+    search = _Search(*_sample(lists, targets, config.max_queries), config)
+    methods: tuple[Method, ...] = ("weighted", "reciprocal_rank") if config.method == "auto" else (config.method,)
+    found = [search.run(_start(config, method, dict.fromkeys(lists, 1.0))) for method in methods]
+    best = max(found, key=lambda pair: pair[0])[1]
+    return best.model_copy(update={"chosen_on": f"{len(search.targets)} validation queries"})
+
+
+def _start(config: FusionConfig, method: Method, weights: dict[str, float]) -> Fusion:
+    """A fusion with these weights, and the first of each channel's temperatures."""
+    temperatures = {name: values[0] for name, values in config.temperatures.items() if name in weights}
+    return Fusion(
+        method=method,
+        rrf_k=config.rrf_k,
+        depth=config.depth,
+        weights=weights,
+        temperatures=temperatures if method == "weighted" else {},
+        chosen_on="given",
+    )
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,16 @@ class _Search:
     targets: Ragged
     config: FusionConfig
 
-    def run(self, fusion: Fusion, temperatures: dict[str, tuple[float, ...]]) -> Fusion:
+    def run(self, fusion: Fusion) -> tuple[float, Fusion]:
         """Weights at the first temperatures; then, channel by channel, temperatures that do better."""
         best, fusion = self._weigh(fusion)
-        for name, values in temperatures.items() if fusion.method == "weighted" else ():
-            for value in values[1:]:
+        for name in list(fusion.temperatures):
+            for value in self.config.temperatures[name][1:]:
                 other = fusion.model_copy(update={"temperatures": {**fusion.temperatures, name: value}})
                 score, tried = self._weigh(other)
                 if score > best:
                     best, fusion = score, tried
-        return fusion
+        return best, fusion
 
     def _weigh(self, fusion: Fusion) -> tuple[float, Fusion]:
         """Coordinate search over the weights from where `fusion` stands."""

@@ -36,7 +36,8 @@ def fuse_slowly(lists: dict[str, Candidates], fusion: Fusion, query: int) -> lis
                 continue
             top = float(found.scores[query, 0])
             if fusion.method == "reciprocal_rank":
-                part = 1 / (fusion.rrf_k + rank + 1)
+                ties = np.flatnonzero(found.scores[query] == score)
+                part = 1 / (fusion.rrf_k + ties.mean() + 1)
             elif name in fusion.temperatures:
                 part = float(np.exp((score - top) / fusion.temperatures[name]))
             else:

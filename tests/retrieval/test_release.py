@@ -335,3 +335,34 @@ def test_a_text_is_encoded_by_the_releases_own_backbone(tmp_path: Path) -> None:
     encoded = release.retriever.encode(release.question(text=TITLES[11]).queries).vectors
     np.testing.assert_allclose(encoded[space_id][0], vectors[11], atol=0.02)
     np.testing.assert_allclose(encoded[backbone.id][0], features[11], atol=0.02)
+
+
+@pytest.mark.weights
+def test_a_picture_finds_the_item_it_shows(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    from recsys_ray.encoders.image import load_image_backbone
+    from recsys_ray.retrieval.release import FrozenSpace
+
+    def picture(row: int) -> bytes:
+        noise = np.random.default_rng(row).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).resize((64, 64), Image.Resampling.NEAREST).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    backbone = load_image_backbone("package:efficientnet_lite0")
+    pictures = [picture(row) for row in range(6)]
+    vectors = np.zeros((N, backbone.dim), np.float32)
+    vectors[:6] = backbone.encode(pictures, 6)
+    backbone.save(tmp_path / "image")
+    spaces = {"image": Space(backbone.id, vectors, vectors[:3])}
+    data = FitData(make_events(), ITEMS, FIELDS, spaces, None, IndexConfig(factory="exact"))
+    parts = make_parts(tmp_path, channels=(fit_channel("looks", NearestConfig(space="image"), data),))
+    frozen = (FrozenSpace(backbone.id, backbone.dim, "image"),)
+    parts = ReleaseParts(**{**vars(parts), "frozen": frozen, "backbones": {"image": tmp_path / "image"}})
+    release = load_release(publish(tmp_path / "store", parts))
+    assert release.search_picture(pictures[4], k=2)[0].item_id == "i4"
+    with pytest.raises(DataError):
+        release.search_picture(b"no picture", k=2)

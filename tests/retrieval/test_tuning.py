@@ -42,9 +42,16 @@ def test_the_found_weights_beat_equal_ones_and_noise_counts_little(method: str) 
     assert tune(lists, targets, config) == found
 
 
+def test_the_method_is_chosen_too() -> None:
+    lists, targets = make_lists({"good": 1.5, "fair": 0.7})
+    chosen = tune(lists, targets, FusionConfig(depth=50))
+    both = [tune(lists, targets, FusionConfig(method=method, depth=50)) for method in ("weighted", "reciprocal_rank")]
+    assert value(lists, targets, chosen) == max(value(lists, targets, fusion) for fusion in both)
+
+
 def test_a_temperature_is_chosen_for_channels_that_are_scaled_by_it() -> None:
     lists, targets = make_lists({"nearest": 0.5, "other": 0.5})
-    found = tune(lists, targets, FusionConfig(depth=50))
+    found = tune(lists, targets, FusionConfig(depth=50, method="weighted"))
     assert found.temperatures["nearest"] in FusionConfig().temperatures["nearest"]
     assert tune(lists, targets, FusionConfig(depth=50, method="reciprocal_rank")).temperatures == {}
 
