@@ -10,8 +10,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from typing import Literal
 
@@ -124,7 +126,8 @@ def check_deepspeed() -> Finding:
     if _version("deepspeed") is None:
         return Finding("deepspeed", "warn", "not installed", advice)
     try:
-        importlib.import_module("deepspeed")
+        with redirect_stdout(StringIO()):  # it logs there, between the lines of the doctor
+            importlib.import_module("deepspeed")
     except (ImportError, OSError, RuntimeError) as error:
         return Finding("deepspeed", "warn", f"does not import: {error}", advice)
     return Finding("deepspeed", "ok", str(_version("deepspeed")))
