@@ -148,9 +148,9 @@ def demo(
 
 @app.command()
 def tune(
-    space: Annotated[Path, typer.Option(help="YAML: dotted path -> distribution; see tune/spaces.py.")] = Path(
-        "tune/space.yaml"
-    ),
+    space: Annotated[
+        Path | None, typer.Option(help="YAML: dotted path -> distribution; by default tune/space.yaml.")
+    ] = None,
     preset: Preset = "cpu",
     config: ConfigFile = None,
     sets: Settings = None,
@@ -160,9 +160,9 @@ def tune(
     """Search settings with Ray Tune on validation recall; leaves STORAGE/best.yaml."""
     from recsys_ray.presets import load_preset
     from tune.search import search
-    from tune.spaces import load_space
+    from tune.spaces import DEFAULT_SPACE, load_space
 
-    search(load_preset(preset, config, sets or [], storage), load_space(space), trials)
+    search(load_preset(preset, config, sets or [], storage), load_space(space or DEFAULT_SPACE), trials)
 
 
 @app.command()

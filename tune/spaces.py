@@ -12,6 +12,9 @@ from recsys_ray.core.config import Config
 from recsys_ray.core.errors import ConfigError
 
 
+DEFAULT_SPACE = Path(__file__).parent / "space.yaml"
+
+
 class Choice(Config):
     """One of a list of plain values."""
 

@@ -1,7 +1,7 @@
 import pytest
 
 from recsys_ray.core.errors import ConfigError
-from tune.spaces import Choice, Real, Whole, load_space, parse_space
+from tune.spaces import DEFAULT_SPACE, Choice, Real, Whole, load_space, parse_space
 
 
 def test_parses_each_kind():
@@ -38,9 +38,7 @@ def test_wrong_distributions_name_the_path(value):
 
 
 def test_shipped_space_is_valid():
-    from importlib.resources import files
-
-    assert "model.dim" in load_space(files("tune") / "space.yaml")
+    assert "model.dim" in load_space(DEFAULT_SPACE)
 
 
 def test_missing_file(tmp_path):
