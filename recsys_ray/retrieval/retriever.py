@@ -34,11 +34,17 @@ class Retriever:
         missing = set(self.channels) - set(self.fusion.weights)
         if missing:
             raise ConfigError("fusion.weights", sorted(self.fusion.weights), f"all channels; missing {sorted(missing)}")
+        for channel in self.channels.values():
+            if isinstance(channel, NearestChannel):
+                self._require_encoder(channel)
+
+    def _require_encoder(self, channel: NearestChannel) -> None:
         encoded = {encoder.space_id for encoder in self.encoders}
-        for name, channel in self.channels.items():
-            if isinstance(channel, NearestChannel) and channel.space_id not in encoded:
-                have = ", ".join(sorted(encoded)) or "none"
-                raise SpaceError(f"channel {name!r} searches space {channel.space_id}; queries are encoded in: {have}")
+        if channel.space_id not in encoded:
+            have = ", ".join(sorted(encoded)) or "none"
+            raise SpaceError(
+                f"channel {channel.name!r} searches space {channel.space_id}; queries are encoded in: {have}"
+            )
 
     def encode(self, queries: Queries) -> Queries:
         """The questions with the vectors of every encoder."""
