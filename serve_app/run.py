@@ -21,6 +21,7 @@ from typing import Literal
 from recsys_ray.core.errors import ConfigError, RecsysError
 from recsys_ray.core.on_ray import Connection, connect, disconnect
 from recsys_ray.core.progress import say
+from recsys_ray.retrieval.release_files import resolve_release
 from serve_app.config import ServeConfig
 
 Ingress = Literal["haproxy", "python"]
@@ -50,16 +51,12 @@ class Running:
 
     address: str
     _connection: Connection
-    _owns_serve: bool
 
     def shut_down(self) -> None:
-        """Take the application down, and Ray Serve and Ray with it where `run` started them."""
+        """End the application and Ray Serve, and leave the cluster, which ends too where `run` started it."""
         from ray import serve
 
-        if self._owns_serve:
-            serve.shutdown()  # type: ignore[no-untyped-call]
-        else:
-            serve.delete(APP_NAME)
+        serve.shutdown()  # type: ignore[no-untyped-call]
         disconnect(self._connection)
 
 
@@ -85,24 +82,22 @@ def run(
             Ray Serve's own proxy: slower, and nothing but `port` is open.
 
     Raises:
-        ConfigError: When the ingress or the port cannot be used as asked.
+        ConfigError: When the ingress or the port cannot be used as asked, or the cluster runs Ray Serve already.
+        ArtifactError: When there is no such release.
         RecsysError: When the application does not become ready.
     """
     port = port or free_port()
     if not _is_free(host, port):
         raise ConfigError("port", port, f"a port of {host} that nothing listens on", "0 takes a free one.")
+    resolve_release(config.release)
     settings = _switch_ingress(ingress)
     connection = connect()
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    owns_serve = not _serve_is_running()
-    serve.start(
-        http_options={"host": host, "port": port},
-        logging_config=_LOGGING,
-        controller_options={"runtime_env": {"env_vars": settings}} if settings else None,
-    )
-    running = Running(f"http://{_reachable(host)}:{port}", connection, owns_serve)
+    try:
+        _start_serve(host, port, settings)
+    except BaseException:
+        disconnect(connection)
+        raise
+    running = Running(f"http://{_reachable(host)}:{port}", connection)
     try:
         _deploy(config, running.address)
         if blocking:
@@ -141,6 +136,21 @@ def wait_until_ready(address: str, within_s: float = _READY_WITHIN_S) -> None:
             said = str(error)
         time.sleep(_POLL_S)
     raise RecsysError(f"{address}/readyz did not become ready within {within_s:.0f} s; it last said: {said}")
+
+
+def _start_serve(host: str, port: int, settings: dict[str, str]) -> None:
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if serve.status().proxies:
+        # Its port and ingress are settled, and ending it would end what somebody else started.
+        hint = "Add the application to it instead: serve deploy serve_app/serve.yaml"
+        raise ConfigError("RAY_ADDRESS", "a cluster that runs Ray Serve already", "one that does not", hint)
+    serve.start(
+        http_options={"host": host, "port": port},
+        logging_config=_LOGGING,
+        controller_options={"runtime_env": {"env_vars": settings}} if settings else None,
+    )
 
 
 def _deploy(config: ServeConfig, address: str) -> None:
@@ -185,17 +195,6 @@ def _side_ports() -> dict[str, str]:
     """The ports of HAProxy's statistics and metrics: Ray's own, or free ones where those are taken."""
     usual = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
     return {name: str(port if _is_free("0.0.0.0", port) else free_port()) for name, port in usual.items()}
-
-
-def _serve_is_running() -> bool:
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
-
-    try:
-        serve.status()
-    except RayServeException:
-        return False
-    return True
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -16,7 +16,7 @@ from recsys_ray.retrieval.release import Release
 from serve_app.app import build_app
 from serve_app.config import Limits, Scale, ServeConfig
 from serve_app.problems import ProblemDocument
-from serve_app.run import free_port, wait_until_ready
+from serve_app.run import free_port, run, wait_until_ready
 
 TOPOLOGIES = ("collapsed", "composed")
 FREE = Scale(num_cpus=0)  # the cluster belongs to all tests of the session
@@ -123,6 +123,13 @@ def replica_pid(app: str, deployment: str) -> int:
     details = serve.context._get_global_client().get_serve_details()
     replicas = details["applications"][app]["deployments"][deployment]["replicas"]
     return int(replicas[0]["pid"])
+
+
+@pytest.mark.ray
+def test_run_refuses_a_cluster_that_runs_serve_already(addresses: dict[str, str], release_path: Path) -> None:
+    with pytest.raises(ConfigError, match="runs Ray Serve already"):
+        run(config_of(release_path, "collapsed"), port=0, blocking=False, ingress="python")
+    assert httpx.get(addresses["collapsed"] + "/livez").status_code == 200
 
 
 def test_serve_yaml_is_valid_and_its_arguments_build_the_application(release_path: Path) -> None:

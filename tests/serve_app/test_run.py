@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.errors import ArtifactError, ConfigError
 from serve_app.config import ServeConfig
 from serve_app.run import free_port, run
 
@@ -66,3 +66,8 @@ def test_a_taken_port_is_named_before_anything_starts() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port: got {port}"):
             run(ServeConfig(release="x"), port=port, blocking=False)
+
+
+def test_a_missing_release_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no release"):
+        run(ServeConfig(release=str(tmp_path)), port=0, blocking=False)
