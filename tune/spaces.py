@@ -11,7 +11,6 @@ from ray.tune.search.sample import Domain
 from recsys_ray.core.config import Config
 from recsys_ray.core.errors import ConfigError
 
-
 DEFAULT_SPACE = Path(__file__).parent / "space.yaml"
 
 
