@@ -55,7 +55,7 @@ def run_demo(storage: Path, wheel: Path | None, port: int, keep_serving: bool) -
         ask(running.address, result)
         say(f"\nThe report with plots: {storage / 'report.html'}")
         if keep_serving:
-            say(f"Serving at {running.address} (a page at /, the API at /docs). Ctrl-C stops.")
+            say(f"Serving at {running.address} (a page at /, the API described at /openapi.json). Ctrl-C stops.")
             _wait()
     finally:
         running.shut_down()
