@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -20,6 +21,8 @@ from recsys_ray.core.progress import say
 # many times over. A value that the user or the submitted job already set is respected.
 _WORKER_ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _LOCAL = "local"
+# What a person should read is said by the driver; all that workers log is in the files of the cluster's session.
+_QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 _CONNECT_TIMEOUT_S = 10.0
 
 
@@ -97,7 +100,7 @@ def _start(num_cpus: int | None, object_store_bytes: int | None, dashboard: bool
         object_store_memory=object_store_bytes,
         include_dashboard=dashboard,
         runtime_env=_runtime_env(),
-        logging_level=logging.WARNING,
+        **_QUIET,
     )
 
 
@@ -105,7 +108,7 @@ def _join(where: str) -> None:
     say(f"Ray: joining the cluster at {where}")
     try:
         _require_listener(where)
-        ray.init(address=where, runtime_env=_runtime_env(), logging_level=logging.WARNING)
+        ray.init(address=where, runtime_env=_runtime_env(), **_QUIET)
     except (OSError, ValueError, RuntimeError) as error:
         allowed = "host:port of a running head, ray://host:port, auto, or local"
         raise ConfigError("address", where, allowed, f"It does not answer: {error}") from error
