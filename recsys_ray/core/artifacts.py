@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from recsys_ray.core.errors import ArtifactError
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK_BYTES = 1 << 20
+_LEFT_AFTER_S = 86_400
 _SEAL_THREADS = 16
 
 
@@ -105,6 +107,7 @@ class ArtifactStore:
         """
         final = self.path(kind, artifact_id)
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final.parent)
         aside = final.parent / f".{artifact_id}.{uuid.uuid4().hex[:8]}.tmp"
         aside.mkdir()
         try:
@@ -206,6 +209,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left half-written; a day old, so that no run at work loses anything."""
+    for left in folder.glob(".*.tmp"):
+        if time.time() - left.stat().st_mtime > _LEFT_AFTER_S:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _seal(

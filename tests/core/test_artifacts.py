@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,15 @@ def test_link_or_copy_of_a_folder(tmp_path):
     (tmp_path / "from" / "deep" / "x").write_text("content")
     link_or_copy(tmp_path / "from", tmp_path / "to")
     assert (tmp_path / "to" / "deep" / "x").read_text() == "content"
+
+
+def test_what_a_killed_run_left_is_swept_after_a_day(tmp_path):
+    store = ArtifactStore(tmp_path)
+    old, fresh = tmp_path / "kind" / ".a.1.tmp", tmp_path / "kind" / ".b.2.tmp"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+    yesterday = time.time() - 2 * 86_400
+    os.utime(old, (yesterday, yesterday))
+    store.publish("kind", "c", lambda _: {}, {}, {})
+    assert not old.exists()
+    assert fresh.exists()
