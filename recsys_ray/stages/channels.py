@@ -17,10 +17,10 @@ from recsys_ray.retrieval.channels import ChannelConfig, fit_channel, load_chann
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
-from recsys_ray.retrieval.channels.nearest import NearestConfig
+from recsys_ray.retrieval.channels.nearest import NearestChannel, NearestConfig
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.query_encoder import TowerQueryEncoder
+from recsys_ray.retrieval.query_encoder import FrozenQueryEncoder, QueryEncoder, TowerQueryEncoder
 from recsys_ray.retrieval.retriever import Retriever
 from recsys_ray.stages.features import Features
 from recsys_ray.stages.towers import VECTORS_KIND, Towers, load_embedded
@@ -141,11 +141,23 @@ def query_encoder(towers: Towers) -> TowerQueryEncoder:
 
 def _assemble(parts: Mapping[str, Any]) -> Retriever:
     channels = {name: load_channel(Path(folder)) for name, folder in parts["channels"].items()}
-    encoders: tuple[TowerQueryEncoder, ...] = ()
+    encoders: list[QueryEncoder] = []
     if parts["towers"] is not None:
         towers, vectors = (Path(folder) for folder in parts["towers"])
-        encoders = (query_encoder(load_embedded(open_artifact(towers, TOWERS), open_artifact(vectors, VECTORS_KIND))),)
-    return Retriever(channels, encoders, Fusion.parse(parts["fusion"]))
+        encoders.append(
+            query_encoder(load_embedded(open_artifact(towers, TOWERS), open_artifact(vectors, VECTORS_KIND)))
+        )
+    encoders += [_frozen_encoder(c) for c in channels.values() if isinstance(c, NearestChannel) and _is_frozen(c)]
+    return Retriever(channels, tuple(encoders), Fusion.parse(parts["fusion"]))
+
+
+def _is_frozen(channel: NearestChannel) -> bool:
+    return channel.config.space != TOWERS
+
+
+def _frozen_encoder(channel: NearestChannel) -> FrozenQueryEncoder:
+    vectors = channel.index.vectors
+    return FrozenQueryEncoder(channel.config.space, vectors, channel.space_id, vectors.shape[1], lambda _: None)
 
 
 def _reads_towers(config: ChannelConfig) -> bool:

@@ -43,11 +43,12 @@ def naive_channel(table, history, excluded):
 
 
 def naive_fused(channels, fusion):
-    """Reciprocal rank over each channel's list: by score, equal ones by row, cut at the fusion's depth."""
+    """Reciprocal rank over each channel's list, equal scores at their mean rank, cut at the fusion's depth."""
     total = {}
     for name, scores in channels.items():
         listed = sorted(scores, key=lambda item, scores=scores: (-scores[item], item))[: fusion.depth]
-        for place, item in enumerate(listed):
+        for item in listed:
+            place = rank_of({other: scores[other] for other in listed}, item)
             total[item] = total.get(item, 0.0) + fusion.weights[name] / (fusion.rrf_k + place + 1)
     return {item: np.float32(score) for item, score in total.items()}
 
