@@ -37,7 +37,8 @@ def demo() -> RunConfig:
             "data.columns": {"title": "movie_title"},
             "split.protocol": "leave_one_out",
             "model.image": None,
-            "training.epochs": 12,
+            "training.batch_size": 32,
+            "training.epochs": 15,
         },
     )
 

@@ -21,7 +21,8 @@ class UserTowerConfig(Config):
         history: The last so many items are read.
         hidden: Width of the feed-forward layers, as a multiple of `dim`.
         dropout: On inputs and on what each block adds; attention weights have none, which keeps the fast path.
-        positions: "learned" (one vector a position, counted from the end) or "rotary" (relative).
+        positions: "rotary" (relative), or "learned" (one vector a position, counted from the end: the place that is asked
+            when serving is then trained by the last event of each window alone).
     """
 
     blocks: int = Field(2, ge=1)
@@ -29,7 +30,7 @@ class UserTowerConfig(Config):
     history: int = Field(200, ge=1)
     hidden: int = Field(4, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
-    positions: Literal["learned", "rotary"] = "learned"
+    positions: Literal["learned", "rotary"] = "rotary"
 
 
 class UserTower(nn.Module):
@@ -111,9 +112,30 @@ class Block(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4)
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        heads = attention(query, key, value, visible)
         mixed: Tensor = self.attention_out(heads.transpose(1, 2).reshape(batch, length, dim))
         return mixed
+
+
+def attention(
+    query: Float[Tensor, "B heads H d"],
+    key: Float[Tensor, "B heads H d"],
+    value: Float[Tensor, "B heads H d"],
+    visible: Bool[Tensor, "B 1 H H"],
+) -> Float[Tensor, "B heads H d"]:
+    """Scaled dot-product attention over the visible positions.
+
+    On a CPU torch's fused kernel is 1.5 to 8 times slower in bfloat16, backward included, than the three products.
+    """
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    batch, heads, length, width = query.shape
+    flat = (batch * heads, length, width)
+    bias = torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
+    bias = bias.expand(batch, heads, length, length).reshape(batch * heads, length, length)
+    scores = torch.baddbmm(bias, query.reshape(flat), key.reshape(flat).transpose(1, 2), alpha=width**-0.5)
+    mixed = torch.bmm(torch.softmax(scores, -1).to(value.dtype), value.reshape(flat))
+    return mixed.view(batch, heads, length, width)
 
 
 def visibility(mask: Bool[Tensor, "B H"]) -> Bool[Tensor, "B 1 H H"]:

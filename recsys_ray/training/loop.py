@@ -35,11 +35,13 @@ class Hooks:
         keep: Keeps a checkpoint after each epoch; None keeps none.
         resume: A checkpoint to go on from.
         stop_after: Train exactly so many epochs of the schedule, without early stopping.
+        say: Takes each line for people; rank 0 speaks.
     """
 
     keep: KeepCheckpoint | None = None
     resume: Path | None = None
     stop_after: int | None = None
+    say: Callable[[str], None] = say
 
 
 def train(
@@ -73,7 +75,7 @@ def train(
     hooks = hooks or Hooks()
     if data.validation is None and config.patience is not None and hooks.stop_after is None:
         raise ConfigError("training.patience", config.patience, "null, or stop_after", "There is no validation here.")
-    run = _Run(engine, judged, data, config, place)
+    run = _Run(engine, judged, data, config, place, hooks.say)
     progress = Progress() if hooks.resume is None else load_checkpoint(hooks.resume, engine, place)
     run.say(run.start_line(progress))
     last_epoch = min(config.epochs, hooks.stop_after or config.epochs)
@@ -104,8 +106,15 @@ class _Run:
     """What stays the same over the epochs."""
 
     def __init__(
-        self, engine: Engine, judged: TwoTower, data: TrainInput, config: TrainingConfig, place: tuple[int, int]
+        self,
+        engine: Engine,
+        judged: TwoTower,
+        data: TrainInput,
+        config: TrainingConfig,
+        place: tuple[int, int],
+        say_line: Callable[[str], None],
     ) -> None:
+        self._say = say_line
         self._engine, self._judged, self._data, self._config, self._place = engine, judged, data, config, place
         self._temperature = judged.config.temperature
         history = history_length(config, judged)
@@ -158,7 +167,7 @@ class _Run:
     def say(self, text: str) -> None:
         """A line from rank 0."""
         if self._place[0] == 0:
-            say(text)
+            self._say(text)
 
     def _learning_rate(self, step: int) -> float:
         total = self._steps_per_epoch * self._config.epochs

@@ -2,6 +2,8 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from recsys_ray.core.errors import ConfigError, RecsysError, TrainingError
+from recsys_ray.core.progress import following, say_into
 from recsys_ray.encoders.two_tower import TwoTower, load_towers, save_towers
 from recsys_ray.training.checkpoint import read_result
 from recsys_ray.training.config import TrainingConfig
@@ -21,6 +24,7 @@ from recsys_ray.training.loop import Hooks
 from recsys_ray.training.progress import EpochRecord, TrainResult
 
 CHECKPOINTS_KEPT = 2
+_LINES = "lines.txt"  # what rank 0 says, for the driver to pass on
 
 
 def fit_on_ray(
@@ -57,6 +61,7 @@ def fit_on_ray(
         "input": str(_fresh(directory / "input", lambda path: save_input(path, data))),
         "config": config.model_dump(),
         "stop_after": stop_after,
+        "lines": str(directory / _LINES),
     }
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # its return value comes back in the result
@@ -70,7 +75,8 @@ def fit_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
     )
-    result = _read(_fit(trainer))
+    with following(directory / _LINES):
+        result = _read(_fit(trainer))
     model.load_state_dict(result.weights)
     return result
 
@@ -114,12 +120,13 @@ def _work(settings: dict[str, Any]) -> str | None:
     model = load_towers(Path(settings["model"])).to(get_device())
     data = load_input(Path(settings["input"]))
     newest = ray.train.get_checkpoint()
+    hooks = Hooks(_keep, stop_after=settings["stop_after"], say=partial(say_into, Path(settings["lines"])))
     try:
         if newest is None:
-            run_rank(model, data, config, place, Hooks(_keep, None, settings["stop_after"]))
+            run_rank(model, data, config, place, hooks)
         else:
             with newest.as_directory() as path:
-                run_rank(model, data, config, place, Hooks(_keep, Path(path), settings["stop_after"]))
+                run_rank(model, data, config, place, replace(hooks, resume=Path(path)))
     except RecsysError as error:
         return str(error)
     return None
