@@ -21,8 +21,8 @@ class UserTowerConfig(Config):
         history: The last so many items are read.
         hidden: Width of the feed-forward layers, as a multiple of `dim`.
         dropout: On inputs and on what each block adds; attention weights have none, which keeps the fast path.
-        positions: "rotary" (relative), or "learned" (one vector a position, counted from the end: the place that is asked
-            when serving is then trained by the last event of each window alone).
+        positions: "rotary" (relative), or "learned" (one vector a position, counted from the end: the place that is
+            asked when serving is then trained by the last event of each window alone).
     """
 
     blocks: int = Field(2, ge=1)
