@@ -94,6 +94,8 @@ def disconnect(connection: Connection) -> None:
 
 def _start(num_cpus: int | None, object_store_bytes: int | None, dashboard: bool) -> None:
     say(f"Ray: starting a private cluster of {num_cpus or os.cpu_count()} CPUs on this machine")
+    # That a private cluster is guarded by a token is its default, nothing to warn of.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         address=_LOCAL,
         num_cpus=num_cpus,
