@@ -122,16 +122,21 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     topology: Annotated[
-        str, typer.Option(help="collapsed (lowest latency) or composed (each part scales alone).")
+        str, typer.Option(help="collapsed (fastest) or composed (each part scales alone).")
     ] = "collapsed",
+    ingress: Annotated[
+        str, typer.Option(help="haproxy (fast; opens more ports) or python (only this port).")
+    ] = "haproxy",
 ) -> None:
     """Serve a release over HTTP until interrupted."""
     from recsys_ray.retrieval.release import resolve_release
     from serve_app.config import ServeConfig
     from serve_app.run import run as serve_release
 
-    values = {"release": str(resolve_release(release)), "topology": topology}
-    serve_release(ServeConfig.parse(values), host, port)
+    if ingress not in ("haproxy", "python"):
+        raise ConfigError("--ingress", ingress, "haproxy, python")
+    config = ServeConfig.parse({"release": str(resolve_release(release)), "topology": topology})
+    serve_release(config, host, port, ingress="haproxy" if ingress == "haproxy" else "python")
 
 
 @app.command()
