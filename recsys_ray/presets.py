@@ -33,6 +33,7 @@ def demo() -> RunConfig:
     return override(
         cpu(),
         {
+            "name": "MovieLens-100K",
             "data.format": "recbole",
             "data.columns": {"title": "movie_title"},
             "split.protocol": "leave_one_out",

@@ -13,7 +13,7 @@ from recsys_ray.data.synthetic import make_synthetic
 from recsys_ray.pipeline import run
 from recsys_ray.presets import PRESETS
 
-TABLES_ONLY = {"channels.nearest": None, "model.text": None, "channels.content.space": None, "embedding.actors": 0}
+TABLES_ONLY = {"channels.nearest": None, "model.text": None, "channels.content.space": None}
 
 
 @pytest.fixture(scope="module")

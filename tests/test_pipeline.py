@@ -20,7 +20,7 @@ from recsys_ray.data.synthetic import make_synthetic
 from recsys_ray.pipeline import run
 from recsys_ray.presets import PRESETS
 
-IN_PROCESS = {"embedding.actors": 0, "training.workers": 0, "model.text": None, "channels.content.space": None}
+IN_PROCESS = {"training.workers": 0, "model.text": None, "channels.content.space": None}
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,28 @@ def test_sharded_evaluation_is_equal(result, config, tmp_path):
     sharded = run(override(config, {"evaluation.shards": 2}), until="evaluate").require_report()
     assert sharded["metrics"] == plain["metrics"]
     assert sharded["buckets"] == plain["buckets"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_on_ray_the_same_embedding_and_a_full_run(result, config, tmp_path):
+    settings = {"storage": str(tmp_path), "training.workers": 2, "training.epochs": 1, "embedding.ray_above_items": 0}
+    done = run(override(config, settings))
+    assert done.require_report()["metrics"]["nearest"]["recall@100"] > 0
+    assert len(recsys_ray.load_release(tmp_path).recommend(history=["i1"], k=5)) == 5
+
+
+@pytest.mark.weights
+def test_packaged_text_model_feeds_towers_content_and_search(config, tmp_path):
+    changes = {
+        "storage": str(tmp_path),
+        "model.text": {"backbone": "package:minilm"},
+        "channels.content.space": "auto",
+        "channels.by_text": {"kind": "nearest", "space": "text"},
+    }
+    report = run(override(config, changes)).require_report()
+    assert "by_text" in report["metrics"]
+    release = recsys_ray.load_release(tmp_path)
+    found = release.search("ocean", k=5)
+    assert len(found) == 5
+    assert any("by_text" in item.channels for item in found)

@@ -17,6 +17,7 @@ from recsys_ray.embedding.cache import FeatureCache, column_of, matrix_of, write
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import FeatureTable, Pieces, pieces_of, readable
 from recsys_ray.encoders.modality import Backbone
+from recsys_ray.encoders.threads import torch_threads
 from recsys_ray.encoders.two_tower import TwoTower
 
 _VECTOR = "vector"
@@ -49,8 +50,9 @@ def compute_features(items: pa.Table, modality: str, backbone: Backbone, cache: 
     pieces = pieces_of(items, modality)
     store = FeatureCache(cache, backbone.id, backbone.dim)
     chunks = plan(pieces, store)
-    for chunk in track(chunks, f"Encoding {modality}", len(chunks)) if chunks else ():
-        store.add(*encode_chunk(chunk, backbone, batch_size))
+    with torch_threads(1):
+        for chunk in track(chunks, f"Encoding {modality}", len(chunks)) if chunks else ():
+            store.add(*encode_chunk(chunk, backbone, batch_size))
     return collect(pieces, store, modality)
 
 

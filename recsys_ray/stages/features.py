@@ -77,7 +77,7 @@ def _any_item_has(data: Data, modality: str) -> bool:
 def _encode(work: Work, data: Data, config: TextConfig | ImageConfig, backbone: Backbone) -> FeatureTable:
     modality = TEXT if isinstance(config, TextConfig) else IMAGE
     cache, settings = Path(work.config.storage) / "cache", work.config.embedding
-    if settings.actors == 0:
+    if data.dataset.items.num_rows <= settings.ray_above_items:
         return compute_features(data.dataset.items, modality, backbone, cache, config.batch_size)
     work.need_ray()
     pool = Pool(settings.actors, settings.cpus, settings.gpus)

@@ -122,7 +122,7 @@ def _fit(work: Work, model: TwoTower, data: TrainInput, scope: Scope, key: str) 
 
 def _embed(work: Work, towers: Artifact, model: TwoTower, inputs: ItemInputs) -> FloatArray:
     settings = work.config.embedding
-    if settings.actors == 0:
+    if len(inputs) <= settings.ray_above_items:
         return embed_items(model, inputs, settings.batch_size)
     work.need_ray()
     pool = Pool(settings.actors, settings.cpus, settings.gpus)

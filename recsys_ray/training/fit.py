@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from recsys_ray.core.errors import ConfigError
+from recsys_ray.encoders.threads import torch_threads
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
@@ -58,12 +59,8 @@ def fit_in_process(
         keeper = LocalCheckpoints(directory)
         hooks = replace(hooks, keep=keeper.keep, resume=keeper.newest())
     device = torch.device("cuda" if config.gpus else "cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.cpus)
-    try:
+    with torch_threads(config.cpus):
         result = run_rank(model.to(device), data, config, (0, 1), hooks)
-    finally:
-        torch.set_num_threads(threads)
     model.load_state_dict(result.weights)
     return result
 

@@ -13,7 +13,7 @@ from recsys_ray.presets import PRESETS
 from tune.search import BEST_FILE, TRIALS_FILE, search
 from tune.spaces import parse_space
 
-TABLES_ONLY = {"channels.nearest": None, "model.text": None, "channels.content.space": None, "embedding.actors": 0}
+TABLES_ONLY = {"channels.nearest": None, "model.text": None, "channels.content.space": None}
 
 
 @pytest.fixture
