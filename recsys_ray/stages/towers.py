@@ -21,7 +21,8 @@ from recsys_ray.encoders.two_tower import TwoTower, build, load_towers, read_spa
 from recsys_ray.stages.features import Features, frozen_configs
 from recsys_ray.stages.work import Data, Scope, Work
 from recsys_ray.training.data import TrainInput, Validation
-from recsys_ray.training.fit import fit
+from recsys_ray.training.fit import fit_in_process
+from recsys_ray.training.on_ray import fit_on_ray
 from recsys_ray.training.progress import TrainResult
 
 TRAIN_VERSION = 1
@@ -113,9 +114,11 @@ def item_inputs(work: Work, data: Data, features: Features, model: TwoTower) -> 
 def _fit(work: Work, model: TwoTower, data: TrainInput, scope: Scope, key: str) -> TrainResult:
     """Train where the settings say. A run that was cut goes on from its checkpoints, which are kept under its key."""
     config, directory = work.config.training, Path(work.config.storage).absolute() / "training" / key
-    if config.workers:
+    if config.workers == 0:
+        result = fit_in_process(model, data, config, directory, stop_after=scope.epochs)
+    else:
         work.need_ray()
-    result = fit(model, data, config, directory, stop_after=scope.epochs)
+        result = fit_on_ray(model, data, config, directory, stop_after=scope.epochs)
     shutil.rmtree(directory, ignore_errors=True)
     return result
 

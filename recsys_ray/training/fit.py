@@ -22,20 +22,6 @@ from recsys_ray.training.optimizer import build_adamw
 from recsys_ray.training.progress import EpochRecord, TrainResult
 
 
-def fit(
-    model: TwoTower, data: TrainInput, config: TrainingConfig, directory: Path, stop_after: int | None = None
-) -> TrainResult:
-    """Train where the configuration says: ``workers`` 0 in this process, else on the connected Ray cluster.
-
-    See `fit_in_process` and `recsys_ray.training.on_ray.fit_on_ray`.
-    """
-    if not config.workers:
-        return fit_in_process(model, data, config, directory, stop_after)
-    from recsys_ray.training.on_ray import fit_on_ray
-
-    return fit_on_ray(model, data, config, directory, stop_after)
-
-
 def fit_in_process(
     model: TwoTower,
     data: TrainInput,
