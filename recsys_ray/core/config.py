@@ -28,7 +28,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise _explain(error, cls, root) from None
+            raise _explain(error, cls, values, root) from None
 
 
 C = TypeVar("C", bound=Config)
@@ -109,7 +109,7 @@ def _set(values: dict[str, Any], config: BaseModel, path: str, value: Any) -> No
     here: Any = values
     node: Any = config
     for depth, name in enumerate([*parents, last]):
-        _require_known(node, here, name, ".".join(path.split(".")[: depth + 1]))
+        _require_known(node, here, name, ".".join(path.split(".")[: depth + 1]), is_last=depth == len(parents))
         if depth == len(parents):
             here[_key(here, name)] = value
         else:
@@ -129,11 +129,12 @@ def _child(node: Any, name: str) -> Any:
     return node[int(name)]
 
 
-def _require_known(node: Any, here: Any, name: str, path: str) -> None:
+def _require_known(node: Any, here: Any, name: str, path: str, is_last: bool) -> None:
     if isinstance(node, BaseModel):
         allowed = sorted(type(node).model_fields)
     elif isinstance(node, Mapping):
-        return
+        # A new entry of a mapping is given whole; only an existing one has something below it.
+        allowed = [name] if is_last else sorted(node.keys() & here.keys())
     elif isinstance(here, list):
         allowed = [str(index) for index in range(len(here))]
     else:
@@ -142,15 +143,33 @@ def _require_known(node: Any, here: Any, name: str, path: str) -> None:
         raise ConfigError(path, name, ", ".join(allowed) or "no entries", "There is no such setting.")
 
 
-def _explain(error: ValidationError, model: type[BaseModel], root: str) -> ConfigError:
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
+def _explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any], root: str) -> ConfigError:
+    found = error.errors(include_url=False)
+    first = found[0]
+    location = _location(first["loc"], values)
     path = ".".join(filter(None, [root, *location])) or model.__name__
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
         names = ", ".join(sorted(owner.model_fields)) if owner else "the documented settings"
         return ConfigError(path, first["input"], names, "There is no such setting.")
-    return ConfigError(path, first.get("input"), _allowed(first["msg"]))
+    # A setting of several types has one error a type; together they say what is allowed.
+    allowed = dict.fromkeys(_allowed(one["msg"]) for one in found if _location(one["loc"], values) == location)
+    return ConfigError(path, first.get("input"), " or ".join(allowed))
+
+
+def _location(location: Iterable[int | str], values: Any) -> list[str]:
+    """The setting's own path: pydantic names the tried types on the way too ("channels.x.content.mix")."""
+    path: list[str] = []
+    parts = list(location)
+    for place, part in enumerate(parts):
+        if isinstance(values, Mapping) and (part in values or place == len(parts) - 1):
+            values = values.get(part)
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            values = values[part] if part < len(values) else None
+        else:
+            continue
+        path.append(str(part))
+    return path
 
 
 def _allowed(message: str) -> str:

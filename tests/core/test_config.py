@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -89,3 +89,39 @@ def test_override_reaches_into_sequences_of_settings():
     assert [channel.rate for channel in changed.channels] == [0.1, 3.0]
     with pytest.raises(ConfigError, match=r"channels.2: got '2'; allowed: 0, 1"):
         override(Several(), {"channels.2.rate": 3.0})
+
+
+class Circle(Config):
+    kind: Literal["circle"] = "circle"
+    radius: float = Field(1.0, gt=0)
+
+
+class Square(Config):
+    kind: Literal["square"] = "square"
+    side: float = Field(1.0, gt=0)
+
+
+class Shapes(Config):
+    shapes: dict[str, Annotated[Circle | Square, Field(discriminator="kind")]] = Field(
+        default_factory=lambda: {"circle": Circle(), "other": Square()}
+    )
+    words: tuple[str, ...] | Literal["auto"] = "auto"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shapes.circel.radius": 2}, r"^shapes\.circel: got 'circel'; allowed: circle, other\. There is no such"),
+        ({"shapes.circle.radius": 0}, r"^shapes\.circle\.radius: got 0; allowed: greater than 0$"),
+        ({"shapes.other.side": 0}, r"^shapes\.other\.side: got 0"),
+        ({"shapes.new": {"kind": "circle", "radius": 0}}, r"^shapes\.new\.radius: got 0"),
+        ({"words": 5}, r"^words: got 5; allowed: a valid tuple or 'auto'$"),
+    ],
+)
+def test_errors_name_the_path_that_a_user_writes(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        override(Shapes(), changes)
+
+
+def test_a_new_entry_of_a_mapping_is_given_whole():
+    assert override(Shapes(), {"shapes.new": {"kind": "square", "side": 3}}).shapes["new"] == Square(side=3)
