@@ -144,7 +144,9 @@ class PlainEngine:
         dist.all_reduce(flat)
         sizes = [parameter.numel() for parameter in self._parameters]
         for parameter, piece in zip(self._parameters, torch.split(flat, sizes), strict=True):
-            parameter.grad = piece.view_as(parameter)
+            # Laid out as the weights are (convolutions keep theirs channels last): fused optimizers walk the memory of
+            # both side by side, whatever the strides say.
+            parameter.grad = torch.empty_like(parameter).copy_(piece.view_as(parameter))
 
 
 class DeepSpeedEngine:

@@ -1,7 +1,7 @@
 """One worker of the parity tests: a few steps at a global batch that does not depend on the number of workers.
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
-gradient), "bf16", "zero0" ... "zero3", "bf16zero2", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
+gradient), "strided" (weights that do not lie row by row, as convolutions have them), "bf16", "zero0" ... "zero3", "bf16zero2", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
 """
 
 import os
@@ -53,6 +53,10 @@ def small_data() -> TrainInput:
 def build_engine(case: str) -> Engine:
     model = small_towers()
     precision = "bf16" if case.startswith("bf16") else "fp32"
+    if case == "strided":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.T.contiguous().T if parameter.dim() == 2 else parameter.data
+        return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE, fused=True))
     if case in ("plain", "deaf", "bf16"):
         return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), precision)
     stage = int(case[-1])

@@ -24,7 +24,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    runs = [(0, 1, ("plain",)), *((rank, 2, ("plain", "deaf", "bf16", *ZERO, *ADAM, "bf16zero2")) for rank in range(2))]
+    runs = [
+        (0, 1, ("plain",)),
+        *((rank, 2, ("plain", "deaf", "strided", "bf16", *ZERO, *ADAM, "bf16zero2")) for rank in range(2)),
+    ]
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), str(world), str(port), str(directory), *cases],
@@ -56,6 +59,12 @@ def test_two_workers_give_the_losses_and_gradients_of_one(read: Read) -> None:
     assert largest(one["losses"], two["losses"]) < 1e-5
     assert largest(one["gradient"], two["gradient"]) < 1e-5
     assert largest(one["weights"], two["weights"]) < 1e-5
+
+
+def test_weights_in_any_memory_layout_are_updated_by_their_own_gradients(read: Read) -> None:
+    one, strided = read("plain_1"), read("strided_2")
+    assert largest(one["losses"], strided["losses"]) < 1e-5
+    assert largest(one["weights"], strided["weights"]) < 1e-5
 
 
 def test_a_gather_without_its_gradient_is_found_out(read: Read) -> None:
