@@ -111,8 +111,10 @@ class ImageBackbone(nn.Module):
         from safetensors.torch import save_file
 
         source = self.source if self._hash() == self.id else None
-        facts = {"kind": "image", "architecture": self.name, "precision": self.precision}
+        facts: dict[str, Any] = {"kind": "image", "architecture": self.name, "precision": self.precision}
         if isinstance(self.features, HubVision):
+            # Written anew, a pooling layer that nobody trained is among the weights, and would be taken for a real one.
+            facts["pooled"] = self.features.pooled
             write_checkpoint(directory, source, (self.features.model, self.processor), facts)
             return
         write_checkpoint(directory, source, (), facts)
@@ -184,10 +186,10 @@ def load_image_backbone(spec: str, precision: Precision | None = None) -> ImageB
     if facts.get("architecture") == _LITE:
         folder = Path(where)
         return ImageBackbone(_saved_lite(folder), LiteProcessor(), NUM_FEATURES, _LITE, rounding, folder).eval()
-    return _load_hub(where, rounding).eval()
+    return _load_hub(where, rounding, bool(facts.get("pooled", True))).eval()
 
 
-def _load_hub(where: str, precision: Precision) -> ImageBackbone:
+def _load_hub(where: str, precision: Precision, may_pool: bool) -> ImageBackbone:
     from transformers import AutoConfig, AutoImageProcessor
 
     wanted = "a Hugging Face vision model (ViT, CLIP, SigLIP, DINOv2 …)"
@@ -198,7 +200,7 @@ def _load_hub(where: str, precision: Precision) -> ImageBackbone:
         raise ConfigError(_SETTING, where, wanted, f"This is a {config.model_type} model.")
     processor = HubProcessor(from_pretrained(AutoImageProcessor, _SETTING, where, wanted))
     model, pooled = load_model(_SETTING, where, wanted)
-    features = HubVision(model, dual, pooled).eval()
+    features = HubVision(model, dual, pooled and may_pool).eval()
     source = Path(where) if Path(where).is_dir() else None
     return ImageBackbone(features, processor, _measure(features, processor), config.model_type, precision, source)
 

@@ -46,7 +46,9 @@ def test_hub_models_give_their_own_pooled_vectors(
     assert np.array_equal(loaded.encode(pictures, 4), vectors)
 
 
-def test_an_untrained_pooling_layer_is_not_used(image_checkpoint: Callable[[str], Path], pictures: list[str]):
+def test_an_untrained_pooling_layer_is_not_used(
+    image_checkpoint: Callable[[str], Path], pictures: list[str], tmp_path: Path
+):
     """Checkpoints of classifiers have none; transformers fills in random weights, different each time."""
     from safetensors.torch import load_file, save_file
 
@@ -57,6 +59,12 @@ def test_an_untrained_pooling_layer_is_not_used(image_checkpoint: Callable[[str]
     first, second = load_image_backbone(str(folder)), load_image_backbone(str(folder))
     assert first.id == second.id
     assert np.array_equal(first.encode(pictures, 8), second.encode(pictures, 8))
+    first.source = None  # as from the hub: all weights are written anew, those of the pooling layer among them
+    first.save(tmp_path / "once")
+    load_image_backbone(str(tmp_path / "once")).save(tmp_path / "twice")
+    saved = load_image_backbone(str(tmp_path / "twice"))
+    assert saved.id == first.id
+    assert np.array_equal(saved.encode(pictures, 8), first.encode(pictures, 8))
 
 
 def test_incomplete_weights_are_refused(image_checkpoint: Callable[[str], Path]):
