@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from serve_app.config import Limits
 
 ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Scalar = str | int | float | bool
 
 
@@ -46,7 +47,7 @@ class RecommendRequest(Request):
 
     user_id: ExternalId | None = None
     history: list[ExternalId] | None = None
-    text: Annotated[str, StringConstraints(min_length=1)] | None = None
+    text: Text | None = None
     exclude_seen: bool = True
 
 
@@ -59,7 +60,7 @@ class SimilarRequest(Request):
 class SearchRequest(Request):
     """Items for a text."""
 
-    text: Annotated[str, StringConstraints(min_length=1)]
+    text: Text
 
 
 class Vote(BaseModel):

@@ -39,6 +39,7 @@ def create_api(service: Service, limits: Limits) -> FastAPI:
         version="1",
         docs_url=None,  # the stock pages load their scripts from elsewhere; the document itself is at /openapi.json
         redoc_url=None,
+        redirect_slashes=False,  # a path that is almost right is a 404 that says so, no undocumented 307
     )
     app.add_middleware(Admission, limits=limits, release=service.release_id, metrics=metrics)
     _add_error_handlers(app, service.release_id)

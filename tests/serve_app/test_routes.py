@@ -131,6 +131,7 @@ WRONG: list[tuple[str, str, dict[str, Any], int, str | None]] = [
     ("POST", "/v1/similar", {"json": {"item_id": "nothing"}}, 404, None),
     ("GET", "/v1/items/nothing", {}, 404, None),
     ("GET", "/v2", {}, 404, None),
+    ("POST", "/v1/recommend/", {"json": {"history": HISTORY}}, 404, None),
     ("GET", "/v1/recommend", {}, 405, None),
     ("POST", "/v1/status", {}, 405, None),
     ("POST", "/v1/recommend", {"content": b" " * 5000, "headers": JSON}, 413, None),
@@ -151,6 +152,8 @@ WRONG: list[tuple[str, str, dict[str, Any], int, str | None]] = [
     ("POST", "/v1/recommend", {"json": {"history": HISTORY, "deadline_ms": 10**6}}, 422, "deadline_ms"),
     ("POST", "/v1/search", {"json": {"text": "x" * 201}}, 422, "text"),
     ("POST", "/v1/search", {"json": {"text": ""}}, 422, "text"),
+    ("POST", "/v1/search", {"json": {"text": " \t\n"}}, 422, "text"),
+    ("POST", "/v1/search", {"content": b"\x1f\x8b", "headers": {**JSON, "content-encoding": "gzip"}}, 415, None),
 ]
 
 
@@ -226,3 +229,22 @@ def test_openapi_states_the_limits_in_force(client: Any) -> None:
     assert fields["history"]["anyOf"][0]["maxItems"] == 50
     assert schemas["SearchRequest"]["properties"]["text"]["maxLength"] == 200
     assert schemas["RecommendRequest"]["additionalProperties"] is False
+
+
+def test_a_client_that_hangs_up_in_its_body_is_no_failure_of_the_server(
+    api: FastAPI, client: Any, runner: asyncio.Runner
+) -> None:
+    came = [{"type": "http.request", "body": b'{"text"', "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return came.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/search", "query_string": b"", "headers": headers}
+    runner.run(api(scope, receive, send))
+    assert sent[0]["status"] == 400
+    assert 'status="500"' not in client.get("/metrics").text
