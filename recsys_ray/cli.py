@@ -19,14 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DEFAULT_STORAGE = Path("recsys-storage")
-
 Preset = Annotated[str, typer.Option(help="A named run: see `recsys-ray presets`.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings, over the preset's.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="dotted.path=value, over preset and file; repeat it.")
 ]
-Storage = Annotated[Path, typer.Option(help="Where artifacts, the report and the release go.")]
+Storage = Annotated[
+    Path | None, typer.Option(help="Where artifacts, report and release go; short for --set storage=FOLDER.")
+]
 ReleasePath = Annotated[Path, typer.Argument(help="A release folder, or the --storage folder of a run.")]
 Count = Annotated[int, typer.Option("-k", "--k", min=1, help="How many candidates.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
@@ -53,7 +53,7 @@ def _stage_command(stage: str, text: str) -> None:
     """Register the sub-command that runs the pipeline up to one stage."""
 
     def command(
-        preset: Preset = "cpu", config: ConfigFile = None, sets: Settings = None, storage: Storage = DEFAULT_STORAGE
+        preset: Preset = "cpu", config: ConfigFile = None, sets: Settings = None, storage: Storage = None
     ) -> None:
         from recsys_ray.pipeline import run
         from recsys_ray.presets import load_preset
@@ -141,7 +141,7 @@ def serve(
 
 @app.command()
 def demo(
-    storage: Storage = Path(".demo"),
+    storage: Annotated[Path, typer.Option(help="Where everything goes; a second run reuses it.")] = Path(".demo"),
     wheel: Annotated[Path | None, typer.Option(help="An offline copy of the recbole 1.2.1 wheel.")] = None,
     port: Port = 8000,
 ) -> None:
@@ -159,7 +159,7 @@ def tune(
     preset: Preset = "cpu",
     config: ConfigFile = None,
     sets: Settings = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Storage = None,
     trials: Annotated[int, typer.Option(min=1, help="How many configurations to try.")] = 8,
 ) -> None:
     """Search settings with Ray Tune on validation recall; leaves STORAGE/best.yaml."""

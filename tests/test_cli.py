@@ -64,6 +64,16 @@ def test_missing_events_name_the_setting(tmp_path):
     assert "data.events" in done.stderr
 
 
+def test_storage_may_be_set_like_any_other_setting(tmp_path):
+    data = make_synthetic(tmp_path / "raw", users=20, items=15, events_per_user=6, seed=1)
+    file = tmp_path / "run.yaml"
+    file.write_text(f"storage: {tmp_path / 'by_file'}\ndata: {{events: {data.events}}}\n")
+    assert invoke("prepare", "--config", str(file)).exit_code == 0
+    assert invoke("prepare", "--config", str(file), "--set", f"storage={tmp_path / 'by_set'}").exit_code == 0
+    assert (tmp_path / "by_file" / "artifacts").is_dir()
+    assert (tmp_path / "by_set" / "artifacts").is_dir()
+
+
 def test_recommend_wants_one_question(storage):
     done = failing("recommend", str(storage))
     assert done.returncode == 2
