@@ -19,8 +19,8 @@ async def read_body(request: Request, model: type[Body], limits: Limits) -> Body
     """The validated body of a request.
 
     Raises:
-        Problem: 415 not JSON or compressed, 413 over the size limit (before anything is parsed), 408 when the body does not arrive,
-            400 malformed JSON, 422 wrong values, naming each field.
+        Problem: 415 not JSON or compressed, 413 over the size limit (before anything is parsed), 408 when the body
+            does not arrive, 400 malformed JSON, 422 wrong values, naming each field.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":

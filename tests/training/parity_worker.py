@@ -1,7 +1,8 @@
 """One worker of the parity tests: a few steps at a global batch that does not depend on the number of workers.
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
-gradient), "strided" (weights that do not lie row by row, as convolutions have them), "bf16", "zero0" ... "zero3", "bf16zero2", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
+gradient), "strided" (weights that do not lie row by row, as those of convolutions), "bf16", "zero0" ... "zero3",
+"bf16zero2", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
 """
 
 import os
