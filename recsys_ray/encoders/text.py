@@ -77,6 +77,7 @@ class TextBackbone(nn.Module):
         tokens = self.tokenizer(
             list(pieces),
             padding=True,
+            padding_side="right",
             truncation=True,
             max_length=self.max_tokens,
             return_tensors="np",
@@ -152,7 +153,7 @@ def load_text_backbone(spec: str, max_tokens: int | None = None, precision: Prec
     model, _ = load_model(_SETTING, where, wanted)
     facts = read_facts(where)
     limit = max_tokens or int(facts.get("max_tokens", DEFAULT_MAX_TOKENS))
-    limit = min(limit, _positions(config))
+    limit = min(limit, _positions(model))
     rounding: Precision = precision or ("fp32" if facts.get("precision") == "fp32" else "bf16")
     source = Path(where) if Path(where).is_dir() else None
     return TextBackbone(model, tokenizer, limit, _pooling(where, facts), rounding, source).eval()
@@ -170,17 +171,38 @@ def _require_text_encoder(config: Any, spec: str, wanted: str) -> None:
         raise ConfigError(_SETTING, spec, wanted, f"This is a {config.model_type} model.")
 
 
-def _positions(config: Any) -> int:
-    """The most tokens the model has positions for; RoBERTa keeps two of them for padding."""
-    settings = config.to_dict()
-    positions = int(settings.get("max_position_embeddings") or 1 << 30)
-    return positions - 2 if "roberta" in config.model_type else positions
+def _positions(model: nn.Module) -> int:
+    """The most tokens the model has positions for; RoBERTa, MPNet and their like count from behind the padding's."""
+    config: Any = model.config
+    positions = int(config.to_dict().get("max_position_embeddings") or 1 << 30)
+    tables = [table for name, table in model.named_modules() if name.endswith("position_embeddings")]
+    taken = [table.padding_idx + 1 for table in tables if isinstance(table, nn.Embedding) and table.padding_idx]
+    return positions - max(taken, default=0)
 
 
 def _pooling(where: str, facts: dict[str, Any]) -> Pooling:
-    """What a saved backbone or a sentence-transformers folder says, else the mean."""
+    """What a saved backbone says, or a sentence-transformers checkpoint, whether folder or hub id; else the mean.
+
+    Raises:
+        ConfigError: When the checkpoint was trained for another pooling.
+    """
+    from transformers.utils import cached_file
+
     if "pooling" in facts:
         return "cls" if facts["pooling"] == "cls" else "mean"
-    path = Path(where) / "1_Pooling" / "config.json"
-    written = json.loads(path.read_text()) if path.is_file() else {}
-    return "cls" if written.get("pooling_mode_cls_token") else "mean"
+    path = cached_file(
+        where,
+        "config.json",
+        subfolder="1_Pooling",
+        local_files_only=Path(where).is_dir(),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    written = {} if path is None else json.loads(Path(path).read_text())
+    modes = {name for name, chosen in written.items() if name.startswith("pooling_mode_") and chosen is True}
+    if modes - {"pooling_mode_cls_token", "pooling_mode_mean_tokens"} or len(modes) > 1:
+        names = ", ".join(sorted(modes))
+        raise ConfigError(
+            _SETTING, where, "an encoder pooled by its first token or the mean", f"This one says {names}."
+        )
+    return "cls" if "pooling_mode_cls_token" in modes else "mean"

@@ -1,4 +1,8 @@
+import os
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +85,47 @@ def test_a_sentence_transformers_folder_says_how_it_pools(text_checkpoint: Path,
     assert backbone.pooling == "cls"
     backbone.save(tmp_path / "saved")
     assert load_text_backbone(str(tmp_path / "saved")).id == backbone.id
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    with pytest.raises(ConfigError, match="pooling_mode_lasttoken"):
+        load_text_backbone(str(tmp_path))
+
+
+def test_a_hub_id_says_how_it_pools_too(text_checkpoint: Path, tmp_path: Path):
+    """A cache as the hub's client fills it, without a network."""
+    repository = tmp_path / "models--somebody--tiny"
+    snapshot = repository / "snapshots" / "c0ffee"
+    shutil.copytree(text_checkpoint, snapshot)
+    (snapshot / "1_Pooling").mkdir()
+    (snapshot / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    code = "from recsys_ray.encoders.text import load_text_backbone as load; print(load('somebody/tiny').pooling)"
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "cls\n", done.stderr
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "MPNet", "Camembert"])
+def test_texts_are_cut_where_positions_end(kind: str, text_checkpoint: Path, tmp_path: Path):
+    import transformers
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=13, max_position_embeddings=12, pad_token_id=1, type_vocab_size=2, **size
+    )
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(text_checkpoint / name, tmp_path)
+    backbone = load_text_backbone(str(tmp_path), max_tokens=40)
+    assert backbone.max_tokens == 10
+    assert np.isfinite(backbone.encode(["red shoe " * 20], 1)).all()
+
+
+def test_padding_goes_to_the_right_whatever_the_tokenizer_prefers(text_checkpoint: Path):
+    backbone = load_text_backbone(str(text_checkpoint), precision="fp32")
+    expected = backbone.encode(TEXTS, 4)
+    backbone.tokenizer.padding_side = "left"
+    assert np.array_equal(backbone.encode(TEXTS, 4), expected)
 
 
 @pytest.mark.parametrize(
