@@ -23,6 +23,7 @@ MALFORMED = "_malformed"
 
 _PIECE_BYTES = 64 * 1024**2
 _SAMPLE_BYTES = 1024**2
+_BOM = b"\xef\xbb\xbf"
 _SUBSTITUTE = b"\x1f"  # stands for a separator of several characters, which Arrow's reader does not know
 
 
@@ -73,7 +74,7 @@ def read_piece(piece: Piece) -> pa.Table:
         return _with_malformed(table, {})
     data = _bytes(piece)
     if piece.delimited is None:
-        return _read_json_lines(data)
+        return _read_json_lines(data, piece.path)
     return _read_delimited(data, piece.delimited, first=piece.start == 0)
 
 
@@ -83,10 +84,18 @@ def column_names(path: Path, config: DataConfig) -> list[str]:
     if kind == "parquet":
         return list(_readable(path, lambda: pq.ParquetFile(path).schema_arrow).names)
     if kind == "jsonl":
-        head = read_head(path)
-        whole = head if len(head) < _SAMPLE_BYTES else head[: head.rfind(b"\n") + 1]
-        return [name for name in _read_json_lines(whole).column_names if name != MALFORMED]
+        return [name for name in _json_sample(path).column_names if name != MALFORMED]
     return list(delimited_layout(path, kind, config, read_head(path)).names)
+
+
+def _json_sample(path: Path) -> pa.Table:
+    """The first lines of JSON lines; an array comes whole, since a part of it is no JSON."""
+    head = read_head(path)
+    if len(head) < _SAMPLE_BYTES:
+        return _read_json_lines(head, path)
+    if _is_json_array(path, None):
+        return read_piece(Piece(path, 0, None, None))
+    return _read_json_lines(head[: head.rfind(b"\n") + 1], path)
 
 
 def _readable(path: Path, read: Any) -> Any:
@@ -120,7 +129,7 @@ def read_head(path: Path) -> bytes:
 
 
 def _is_json_array(path: Path, layout: Delimited | None) -> bool:
-    return layout is None and read_head(path).lstrip()[:1] == b"["
+    return layout is None and read_head(path).removeprefix(_BOM).lstrip()[:1] == b"["
 
 
 def _bytes(piece: Piece) -> bytes:
@@ -184,7 +193,7 @@ def _read_delimited(data: bytes, layout: Delimited, first: bool) -> pa.Table:
 
 
 def _decoded(data: bytes, layout: Delimited) -> bytes:
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(_BOM)
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -198,9 +207,10 @@ def _header_end(body: bytes) -> int:
     return len(body) if end < 0 else end + 1
 
 
-def _read_json_lines(data: bytes) -> pa.Table:
+def _read_json_lines(data: bytes, path: Path) -> pa.Table:
+    data = data.removeprefix(_BOM)
     if data.lstrip()[:1] == b"[":
-        return _from_rows([(json.dumps(row), row) for row in json.loads(data)])
+        return _from_rows([(json.dumps(row), row) for row in _json_array(data, path)])
     if not data.strip():
         return _with_malformed(pa.table({}), {})
     try:
@@ -208,8 +218,16 @@ def _read_json_lines(data: bytes) -> pa.Table:
         return _with_malformed(pyarrow.json.read_json(io.BytesIO(data), options), {})
     except pa.ArrowInvalid:
         # One bad line, or a field of two types, fails the whole block: go line by line.
-        lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in data.decode(errors="replace").split("\n") if line.strip()]
         return _from_rows([(line, _parsed(line)) for line in lines])
+
+
+def _json_array(data: bytes, path: Path) -> list[Any]:
+    try:
+        rows: list[Any] = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{path} begins like a JSON array and is none: {error}; or write one object a line") from None
+    return rows
 
 
 def _parsed(line: str) -> Any:
@@ -223,6 +241,9 @@ def _from_rows(rows: list[tuple[str, Any]]) -> pa.Table:
     names = dict.fromkeys(name for _, row in rows if isinstance(row, dict) for name in row)
     good = [row for _, row in rows if isinstance(row, dict)]
     table = pa.table({name: _column([row.get(name) for row in good]) for name in names})
+    if not good:  # a table without columns has no rows to put the malformed ones between
+        texts = pa.array([text for text, _ in rows], pa.string())
+        return pa.table({MALFORMED: texts})
     return _with_malformed(table, {place: text for place, (text, row) in enumerate(rows) if not isinstance(row, dict)})
 
 

@@ -66,6 +66,24 @@ def test_json_lines_that_fail_do_not_take_others_with_them(tmp_path):
     assert table.column(MALFORMED).to_pylist() == [None, "{broken", None, "[1]", None]
 
 
+def test_lines_of_json_end_at_line_ends_only(tmp_path):
+    text = '\ufeff{"a": "x\u2028y"}\r\n{broken\n{"a": "z\x85"}\n'
+    assert read(write(tmp_path / "a.jsonl", text)).column("a").to_pylist() == ["x\u2028y", None, "z\x85"]
+
+
+def test_a_file_of_broken_lines_only(tmp_path):
+    table = read(write(tmp_path / "a.jsonl", "garbage\n\n[1]x\n"))
+    assert table.to_pydict() == {MALFORMED: ["garbage", "[1]x"]}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_long_json_array_is_one_array(tmp_path, indent):
+    rows = [{"a": row, "b": "x" * 1000} for row in range(1100)]
+    path = write(tmp_path / "a.json", json.dumps(rows, indent=indent))
+    assert column_names(path, DataConfig()) == ["a", "b"]
+    assert read(path).column("a").to_pylist() == list(range(1100))
+
+
 def test_movielens_100k(tmp_path):
     flags = "|".join("1" if place in (1, 5) else "0" for place in range(19))
     write(tmp_path / "u.data", "1\t10\t3\t881250949\n2\t10\t5\t881250950\n")
@@ -133,6 +151,7 @@ def test_pieces_of_parquet_follow_row_groups(tmp_path):
         ("a.parquet", "no parquet", "cannot be read as Parquet"),
         ("a.csv", "x,x\n1,2\n", "name each column once"),
         ("a.xyz", "x", "format cannot be told.*data.format"),
+        ("a.json", '[{"a": 1},', "begins like a JSON array"),
         ("strange.dat", "x", "no MovieLens file.*ratings.dat"),
     ],
 )
