@@ -86,11 +86,13 @@ def standardised(table: pa.Table, fields: list[str]) -> tuple[pa.Array | None, d
 def fixed_vectors(name: str, column: pa.ChunkedArray, lines: pa.Array, rejected: Rejected) -> pa.Array:
     """A column of vectors of the length that most have; others become null and are rejected as "vectors".
 
+    An empty list is a vector that is missing, no wrong one.
+
     Raises:
         DataError: When there are no vectors at all.
     """
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    present = np.asarray(pc.is_valid(column).to_numpy(), bool)
+    present = lengths > 0
     dim = int(np.bincount(lengths[present]).argmax()) if present.any() else 0
     if dim == 0:
         raise DataError(f"column {name!r} is to hold vectors and has none; leave it out of data.vectors")

@@ -13,6 +13,7 @@ from recsys_ray.data.layouts import U_GENRES, delimited_layout
 from recsys_ray.data.names import PICTURE, TITLE, source_columns
 from recsys_ray.data.readers import MALFORMED, column_names, pieces_of, read_head, read_piece
 from recsys_ray.data.rejected import Rejected, places
+from recsys_ray.data.roles import are_web_addresses
 from recsys_ray.data.sources import DataConfig, Role, find_files, format_of
 
 _NULL_TEXTS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "\\N")
@@ -57,11 +58,13 @@ def read_catalogue(setting: str, path: str, role: Role, config: DataConfig, reje
     """
     files = find_files(setting, path, role)
     columns = source_columns(column_names(files[0], config), config.columns, role, str(files[0]))
-    table = pa.concat_tables([_read(file, columns, config) for file in files], promote_options="permissive")
+    table = _together([_read(file, columns, config) for file in files], setting, path)
     table = _renamed(table, columns[_ID_COLUMN[role]], _ID_COLUMN[role], files[0])
     good = _unique_ids(table, role, rejected)
     kept = table.filter(pa.array(good)).drop_columns([MALFORMED])
     title, image = columns.get(TITLE), columns.get(PICTURE)
+    if image is not None and config.columns.image is None and are_web_addresses(kept.column(image)):
+        image = None  # found by its name only: pictures are read from files, never fetched
     return Catalogue(kept, pa.array(places(good)), table.num_rows, title, image)
 
 
@@ -94,7 +97,7 @@ def _whole(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _read(file: Path, columns: dict[str, str], config: DataConfig) -> pa.Table:
-    table = pa.concat_tables([read_piece(piece) for piece in pieces_of(file, config)], promote_options="permissive")
+    table = _together([read_piece(piece) for piece in pieces_of(file, config)], "its parts", str(file))
     kind = format_of(file, config)
     table = pa.table([validate.plain(column) for column in table.columns], table.column_names)
     lists = dict(config.lists)
@@ -106,6 +109,13 @@ def _read(file: Path, columns: dict[str, str], config: DataConfig) -> pa.Table:
         if name in table.column_names and pa.types.is_string(table.schema.field(name).type):
             table = _replaced(table, name, _split(table.column(name), separator))
     return _movielens_item(table) if file.name == "u.item" else table
+
+
+def _together(tables: list[pa.Table], setting: str, path: str) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise DataError(f"{setting}: {path} is no single table: {error}; give the files that belong together") from None
 
 
 def _numbers(table: pa.Table, keep: set[str], vectors: tuple[str, ...]) -> pa.Table:

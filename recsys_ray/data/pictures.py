@@ -76,9 +76,9 @@ def find_pictures(catalogue: Catalogue, config: DataConfig) -> tuple[_Found, lis
     Raises:
         ConfigError: When `images` is set and is no folder.
     """
-    folder = _folder(config)
     if catalogue.image is None:
-        return _named_by_id(catalogue, folder if config.images else None), []
+        return _named_by_id(catalogue, config), []
+    folder = _folder(config)
     column = catalogue.table.column(catalogue.image)
     found, outside = _Found(), []
     for row, value in enumerate(column.to_pylist()):
@@ -101,13 +101,25 @@ def holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind))
 
 
+def pictures_by_stem(config: DataConfig) -> dict[str, Path]:
+    """File name without suffix to file, of all pictures below `images`; none where it is not set.
+
+    Raises:
+        ConfigError: When `images` is set and is no folder.
+    """
+    if config.images is None:
+        return {}
+    return {path.stem: path for path in sorted(_folder(config).rglob("*")) if data_suffix(path) in _SUFFIXES}
+
+
 def _folder(config: DataConfig) -> Path:
+    """What picture paths are relative to."""
     if config.images is not None:
         folder = Path(config.images).expanduser()
         if not folder.is_dir():
             raise ConfigError("data.images", config.images, "an existing folder")
         return folder.resolve()
-    return find_files("data.items", config.items or ".", "items")[0].parent.resolve()
+    return find_files("data.items", config.items or "", "items")[0].parent.resolve()
 
 
 def _file_of(folder: Path, name: str) -> Path:
@@ -118,16 +130,13 @@ def _file_of(folder: Path, name: str) -> Path:
     return path
 
 
-def _named_by_id(catalogue: Catalogue, folder: Path | None) -> _Found:
-    found = _Found()
-    if folder is None:
-        return found
-    files = {path.stem: path for path in sorted(folder.rglob("*")) if data_suffix(path) in _SUFFIXES}
+def _named_by_id(catalogue: Catalogue, config: DataConfig) -> _Found:
+    found, files = _Found(), pictures_by_stem(config)
     for row, external in enumerate(catalogue.table.column(schema.ITEM_ID).to_pylist()):
         if external in files:
             found.add(row, files[external])
     if files and not found.rows:
-        say(f"data.images: none of the {len(files)} pictures in {folder} is named by an item id")
+        say(f"data.images: none of the {len(files)} pictures in {config.images} is named by an item id")
     return found
 
 

@@ -16,7 +16,7 @@ from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, 
 from recsys_ray.data.catalogue import Catalogue, read_catalogue
 from recsys_ray.data.clean import CleanEvents, clean_events
 from recsys_ray.data.event_log import read_events
-from recsys_ray.data.pictures import check_catalogue_pictures, find_pictures, holds_bytes
+from recsys_ray.data.pictures import check_catalogue_pictures, find_pictures, holds_bytes, pictures_by_stem
 from recsys_ray.data.rejected import Rejected, places
 from recsys_ray.data.report import Prepared, write_report
 from recsys_ray.data.roles import Roles, auto_role, decide_roles
@@ -87,7 +87,7 @@ def input_files(data: DataConfig, split: SplitConfig | None = None) -> list[Path
 def _picture_files(data: DataConfig) -> list[Path]:
     catalogue = _read_items(data.model_copy(update={"max_rejected_fraction": 1.0}), Rejected())
     if catalogue is None:
-        return []
+        return list(pictures_by_stem(data).values())
     found, _ = find_pictures(catalogue, data)
     return [source for source in found.sources if isinstance(source, Path) and source.is_file()]
 

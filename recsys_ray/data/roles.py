@@ -77,6 +77,8 @@ def auto_role(column: pa.ChunkedArray) -> str:
     kind = column.type
     if column.null_count == len(column):
         return "always missing"
+    if is_list(kind) and pc.max(pc.list_value_length(column)).as_py() == 0:
+        return "always empty"
     if is_list(kind):
         return "vectors" if pa.types.is_floating(kind.value_type) else _role_of_list(kind.value_type)
     if pa.types.is_boolean(kind):
@@ -96,6 +98,14 @@ def is_list(kind: pa.DataType) -> bool:
 def is_number(kind: pa.DataType) -> bool:
     """Whether a type is a number."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def are_web_addresses(column: pa.ChunkedArray) -> bool:
+    """Whether most of a sample of texts are web addresses."""
+    sample = column.drop_null().slice(0, _SAMPLE)
+    if not len(sample) or not pa.types.is_string(sample.type):
+        return False
+    return bool(pc.mean(pc.cast(pc.match_substring_regex(sample, r"^https?://"), pa.float32())).as_py() > 0.5)
 
 
 def is_flag(column: pa.ChunkedArray) -> bool:
@@ -126,7 +136,7 @@ def _role_of_text(column: pa.ChunkedArray) -> str:
     if distinct <= 1:
         return "a single value"
     sample = values.slice(0, _SAMPLE)
-    if pc.mean(pc.cast(pc.match_substring_regex(sample, r"^https?://"), pa.float32())).as_py() > 0.5:
+    if are_web_addresses(column):
         return "web addresses"
     words = pc.mean(pc.count_substring_regex(sample, r"\S+")).as_py()
     if distinct <= _MAX_DISTINCT_SHARE * len(values) and words <= _MAX_WORDS:

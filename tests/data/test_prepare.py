@@ -201,7 +201,9 @@ def test_pictures_as_bytes_live_in_the_artifact(publish, tmp_path, nested):
     verify(artifact)
 
 
-def test_no_catalogue_and_no_timestamps(publish, tmp_path):
+def test_no_catalogue_and_no_timestamps(publish, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # what lies in the current folder plays no part
     (tmp_path / "e.csv").write_text("user,item\nu,b\nu,a\nv,c\nu,c\n")
     dataset = load_dataset(publish(DataConfig(events=str(tmp_path / "e.csv"))))
     assert dataset.item_ids.ids == ["b", "a", "c"]
@@ -261,6 +263,34 @@ def test_the_input_digest_follows_pictures_and_tables(tmp_path):
     assert before != after
     (tmp_path / "images" / "i0.jpg").unlink()
     assert digest_files(input_files(config)) not in (before, after)
+
+
+def test_the_input_digest_follows_pictures_without_a_catalogue(publish, tmp_path):
+    (tmp_path / "images").mkdir()
+    config = DataConfig(events=write_events(tmp_path / "e.csv"), images=str(tmp_path / "images"))
+    before = digest_files(input_files(config))
+    (tmp_path / "images" / "b.jpg").write_bytes(jpeg())
+    assert digest_files(input_files(config)) != before
+    assert load_dataset(publish(config)).items.column(schema.IMAGE).null_count == 2
+
+
+def test_web_addresses_are_no_picture_paths(publish, tmp_path):
+    items = {"item_id": ["a", "b", "c"], "image": ["https://x/1.jpg", None, "https://x/2.jpg"]}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    config = DataConfig(items=str(tmp_path / "items.parquet"), events=write_events(tmp_path / "e.csv"))
+    artifact = publish(config)
+    assert load_dataset(artifact).items.column(schema.IMAGE).null_count == 3
+    assert json.loads(artifact.file("data_report.json").read_text())["fields"]["ignored"] == {"image": "web addresses"}
+    with pytest.raises(DataError, match="2 times missing picture"):
+        publish(override(config, {"columns.image": "image"}))
+
+
+def test_files_of_one_table_must_fit_together(publish, tmp_path):
+    (tmp_path / "items").mkdir()
+    pq.write_table(pa.table({"item_id": ["a"], "size": [1]}), tmp_path / "items" / "1.parquet")
+    pq.write_table(pa.table({"item_id": ["b"], "size": ["big"]}), tmp_path / "items" / "2.parquet")
+    with pytest.raises(DataError, match=r"data\.items: .*no single table.*size"):
+        publish(DataConfig(items=str(tmp_path / "items"), events=write_events(tmp_path / "e.csv")))
 
 
 def test_the_report_has_figures_for_machines_and_plots_for_people(publish, synthetic):

@@ -8,7 +8,7 @@ from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, joined_text, standardised
 from recsys_ray.data.catalogue import typed
 from recsys_ray.data.rejected import Rejected
-from recsys_ray.data.roles import decide_roles
+from recsys_ray.data.roles import auto_role, decide_roles
 from recsys_ray.data.sources import DataConfig
 
 N = 100
@@ -134,6 +134,15 @@ def test_vectors_of_another_length_are_rejected():
     ]
     with pytest.raises(DataError, match="has none"):
         fixed_vectors("audio", pa.chunked_array([pa.nulls(2, pa.list_(pa.float32()))]), pa.array([0, 1]), rejected)
+
+
+def test_empty_vectors_are_missing_ones():
+    kind = pa.list_(pa.float32())
+    rejected = Rejected()
+    column = pa.chunked_array([pa.array([[], [], [1.0, 2.0]], kind)])
+    assert fixed_vectors("audio", column, pa.array([0, 1, 2]), rejected).to_pylist() == [None, None, [1.0, 2.0]]
+    assert rejected.table().num_rows == 0
+    assert auto_role(pa.chunked_array([pa.array([[], None], kind)])) == "always empty"
 
 
 def test_user_numbers_become_ranges():
