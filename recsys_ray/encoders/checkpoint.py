@@ -139,8 +139,9 @@ def write_checkpoint(directory: Path, source: Path | None, parts: Iterable[Any],
                 if file.is_file() and file.name != BACKBONE_FILE:
                     link_or_copy(file, directory / file.name)
     else:
-        for part in parts:
-            part.save_pretrained(directory)
+        with _quiet():
+            for part in parts:
+                part.save_pretrained(directory)
     (directory / BACKBONE_FILE).write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -153,14 +154,16 @@ def read_facts(where: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bar that transformers draws for every checkpoint, however small."""
+    """Without the bar that transformers draws for every checkpoint, and without its report: we read that ourselves."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

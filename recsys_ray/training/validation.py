@@ -45,8 +45,15 @@ def validate(
 def item_vectors(model: TwoTower, data: TrainInput, device: torch.device) -> Tensor:
     """(N, D) vectors of the whole catalogue."""
     rows = torch.arange(len(data.inputs))
-    blocks = [model.item_tower(data.inputs.take(block).to(device)) for block in torch.split(rows, _BLOCK_ITEMS)]
+    blocks = [model.item_tower(data.inputs.take(block).to(device)) for block in torch.split(rows, items_at_once(model))]
     return torch.cat(blocks).float()
+
+
+def items_at_once(model: TwoTower) -> int:
+    """Items encoded together; a backbone inside the model holds far more for each than a projection of features."""
+    configs = (model.config.text, model.config.image)
+    trained = [config.batch_size for config in configs if config is not None and config.mode == "full"]
+    return min([_BLOCK_ITEMS, *trained])
 
 
 def query_vectors(model: TwoTower, items: Tensor, data: TrainInput, queries: Validation) -> Tensor:

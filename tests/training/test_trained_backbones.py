@@ -1,0 +1,169 @@
+"""Backbones that are trained with the towers: what was trained is what is saved, loaded and served."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from recsys_ray.core.artifacts import ArtifactStore
+from recsys_ray.core.ids import IdMap
+from recsys_ray.core.schema import IMAGE, IMAGE_HASH, ITEM_ID, TEXT, Fields
+from recsys_ray.embedding.encode import embed_items
+from recsys_ray.encoders.inputs import ItemInputs
+from recsys_ray.encoders.item_inputs import build_item_inputs
+from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build, load_towers, save_towers, trained_backbones
+from recsys_ray.index.spec import IndexConfig
+from recsys_ray.online.history import write_histories
+from recsys_ray.retrieval.channels import fit_channel
+from recsys_ray.retrieval.channels.fit_data import FitData, Space
+from recsys_ray.retrieval.channels.nearest import NearestConfig
+from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.retrieval.release import ReleaseParts, load_release, write_release
+from recsys_ray.training.config import TrainingConfig
+from recsys_ray.training.data import TrainInput
+from recsys_ray.training.fit import fit_in_process
+from recsys_ray.training.validation import items_at_once
+from serve_app.config import ServeConfig
+from serve_app.deployments import Gateway
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "shoe", "coat", "warm", "light", "old", "new"]
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+FIELDS = Fields(title="title", text=("title",))
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> pa.Table:
+    """40 items with texts of different lengths and noisy pictures; one has neither."""
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.choice(WORDS[5:], 1 + row % 4)) for row in range(40)]
+    paths = [str(tmp_path / f"{row}.png") for row in range(40)]
+    for path in paths:
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(path)
+    return pa.table(
+        {
+            ITEM_ID: [f"i{row}" for row in range(40)],
+            "title": texts,
+            TEXT: pa.array([*texts[:-1], None]),
+            IMAGE: pa.array([*paths[:-1], None]),
+            IMAGE_HASH: pa.array([*paths[:-1], None]),
+        }
+    )
+
+
+@pytest.fixture
+def model(items: pa.Table, tmp_path: Path) -> TwoTower:
+    """Towers over a tiny BERT and a tiny ViT whose checkpoint has no pooling layer, as those of classifiers."""
+    import transformers as hf
+
+    torch.manual_seed(1)
+    text, image = tmp_path / "bert", tmp_path / "vit"
+    hf.BertModel(hf.BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **SIZE)).save_pretrained(text)
+    (text / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    hf.BertTokenizer(vocab=str(text / "vocab.txt")).save_pretrained(text)
+    sight = hf.ViTConfig(image_size=32, patch_size=16, **SIZE)
+    hf.ViTModel(sight, add_pooling_layer=False).save_pretrained(image)
+    hf.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(image)
+    config = TwoTowerConfig.parse(
+        {
+            "dim": 16,
+            "text": {"backbone": str(text), "mode": "full", "batch_size": 7},
+            "image": {"backbone": str(image), "mode": "full", "batch_size": 5},
+            "attributes": None,
+            "user": {"blocks": 1, "heads": 2, "history": 8},
+        }
+    )
+    return build(config, FIELDS, items.num_rows, {})
+
+
+@pytest.fixture
+def inputs(model: TwoTower, items: pa.Table) -> ItemInputs:
+    return build_item_inputs(items, FIELDS, model.config, {}, trained_backbones(model))
+
+
+@pytest.fixture
+def trained(
+    model: TwoTower, inputs: ItemInputs, data: TrainInput, settings: Callable[..., TrainingConfig], tmp_path: Path
+) -> TwoTower:
+    config = settings(epochs=2, precision="bf16")
+    fit_in_process(model, TrainInput(inputs, data.train, data.validation), config, tmp_path / "run")
+    return model.eval()
+
+
+def backbone_state(model: TwoTower, name: str) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in trained_backbones(model)[name].state_dict().items()}
+
+
+def test_what_was_trained_is_what_is_loaded(
+    trained: TwoTower, inputs: ItemInputs, items: pa.Table, tmp_path: Path
+) -> None:
+    first = {name: type(one).__name__ for name, one in trained_backbones(trained).items()}
+    assert first == {"text": "TextBackbone", "image": "ImageBackbone"}
+    assert items_at_once(trained) == 5
+    (tmp_path / "towers").mkdir()
+    save_towers(tmp_path / "towers", trained, {})
+    loaded = load_towers(tmp_path / "towers")
+
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    before = build(trained.config, FIELDS, items.num_rows, {})
+    for name in first:
+        moved = [
+            not torch.equal(backbone_state(before, name)[key], t) for key, t in backbone_state(loaded, name).items()
+        ]
+        assert any(moved), f"{name} was not trained"
+    # Read anew by the saved backbones, whose preprocessing is part of what was saved.
+    again = build_item_inputs(items, FIELDS, loaded.config, {}, trained_backbones(loaded))
+    np.testing.assert_array_equal(embed_items(loaded, again, 16), embed_items(trained, inputs, 16))
+
+
+def test_what_was_trained_is_what_is_served(
+    trained: TwoTower, inputs: ItemInputs, items: pa.Table, data: TrainInput, tmp_path: Path
+) -> None:
+    towers = tmp_path / "towers"
+    towers.mkdir()
+    space = save_towers(towers, trained, {})
+    vectors = embed_items(trained, inputs, 16)
+    fit = FitData(
+        data.train, items, FIELDS, {"towers": Space(space, vectors, vectors)}, None, IndexConfig(factory="exact")
+    )
+    ids = IdMap([f"i{row}" for row in range(40)])
+    write_histories(tmp_path / "histories.parquet", [f"u{row}" for row in range(30)], data.train.histories, ids)
+    parts = ReleaseParts(
+        items=items,
+        fields=FIELDS,
+        channels=(fit_channel("nearest", NearestConfig(), fit),),
+        fusion=Fusion.equal(["nearest"], 40),
+        histories=tmp_path / "histories.parquet",
+        towers=towers,
+        towers_space=space,
+    )
+    made = ArtifactStore(tmp_path / "storage").publish(
+        "release", "r", lambda folder: write_release(folder, parts), {}, {}
+    )
+
+    query = "warm red coat"
+    tokens = {name: torch.from_numpy(v) for name, v in trained_backbones(trained)["text"].preprocess([query]).items()}
+    with torch.inference_mode():
+        vector = trained.item_tower(ItemInputs({"text": tokens}, {"text": torch.ones(1, dtype=torch.bool)}))[0].numpy()
+    expected = [f"i{row}" for row in np.argsort(-(vectors @ vector), kind="stable")[:10]]
+    assert [one.item_id for one in load_release(made.path).search(query, k=10)] == expected
+    assert served(made.path, query) == expected
+
+
+def served(release: Path, text: str) -> list[str]:
+    app = Gateway(ServeConfig(release=str(release))).__serve_build_asgi_app__()
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            return await http.post("/v1/search", json={"text": text, "k": 10})
+
+    answer = asyncio.run(ask()).json()
+    assert answer["degraded"] == []
+    return [item["item_id"] for item in answer["items"]]
