@@ -15,7 +15,7 @@ import yaml
 import recsys_ray
 from recsys_ray.config import RunConfig, dump_config
 from recsys_ray.core.config import override
-from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.data.synthetic import make_synthetic
 from recsys_ray.pipeline import run
 from recsys_ray.presets import PRESETS
@@ -96,6 +96,31 @@ def test_a_channel_setting_refits_that_channel_alone(result, config):
     new = set(artifacts(Path(config.storage))) - before
     assert {path.split("/")[1] for path in new} == {"channel"}
     assert len(new) == 1
+
+
+def test_a_setting_of_the_index_refits_only_what_searches_one(result, config):
+    before = set(artifacts(Path(config.storage)))
+    run(override(config, {"index.max_queries": 40}), until="fit")
+    made = set(artifacts(Path(config.storage))) - before
+    assert [
+        json.loads((Path(config.storage) / path / "manifest.json").read_text())["config"]["name"] for path in made
+    ] == ["nearest"]
+
+
+def test_the_seed_of_the_validation_sample_chooses_the_fusion_anew(result, config):
+    before = set(artifacts(Path(config.storage)))
+    run(override(config, {"evaluation.seed": 9}), until="evaluate")
+    new = {path.split("/")[1] for path in set(artifacts(Path(config.storage))) - before}
+    assert new == {"fusion", "report"}
+
+
+def test_a_fitted_channel_that_was_changed_is_refused(config, tmp_path):
+    changed = override(config, {"storage": str(tmp_path), "channels": {"popularity": {"kind": "popularity"}}})
+    run(changed, until="fit")
+    file = next(tmp_path.glob("artifacts/channel/*/counts.npy"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"counts\.npy.*does not hash"):
+        run(changed, until="evaluate")
 
 
 def test_a_changed_event_file_is_noticed(config, tmp_path):

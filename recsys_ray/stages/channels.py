@@ -10,9 +10,10 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from recsys_ray.core.arrays import FloatArray, IntArray
-from recsys_ray.core.artifacts import Artifact, open_artifact
+from recsys_ray.core.artifacts import Artifact, open_artifact, verify
 from recsys_ray.core.config import result_settings
 from recsys_ray.data.dataset import Targets
+from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels import ChannelConfig, fit_channel, load_channel
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.files import read_header
@@ -27,6 +28,7 @@ from recsys_ray.stages.towers import VECTORS_KIND, Towers, load_embedded
 from recsys_ray.stages.work import Data, Scope, Work
 
 VERSION = 1
+KIND = "channel"
 TOWERS = "towers"
 
 Configs = dict[str, ChannelConfig]
@@ -68,6 +70,12 @@ class Fit:
 def load_retriever(path: Path) -> Retriever:
     """The retriever that `Fit.describe` wrote down."""
     return _assemble(json.loads(path.read_text()))
+
+
+def load_fitted(artifact: Artifact) -> Channel:
+    """A channel from its artifact, verified first: FAISS and memory-mapped tables check nothing themselves."""
+    verify(artifact)
+    return load_channel(artifact.path)
 
 
 def configured(work: Work) -> Configs:
@@ -112,13 +120,11 @@ def fit(
             channel.save(directory)
             return read_header(directory).facts
 
-        settings = {
-            "channel": result_settings(config),
-            "scope": scope.name,
-            "index": result_settings(work.config.index),
-        }
+        settings = {"channel": result_settings(config), "scope": scope.name}
+        if isinstance(config, NearestConfig):
+            settings["index"] = result_settings(work.config.index)
         label = f"channel {name} on {scope.name}"
-        artifacts[name] = work.runner.run("channel", VERSION, {"name": name, **settings}, parents, write, label=label)
+        artifacts[name] = work.runner.run(KIND, VERSION, {"name": name, **settings}, parents, write, label=label)
     return artifacts
 
 
@@ -140,7 +146,7 @@ def query_encoder(towers: Towers) -> TowerQueryEncoder:
 
 
 def _assemble(parts: Mapping[str, Any]) -> Retriever:
-    channels = {name: load_channel(Path(folder)) for name, folder in parts["channels"].items()}
+    channels = {name: load_fitted(open_artifact(Path(folder), KIND)) for name, folder in parts["channels"].items()}
     encoders: list[QueryEncoder] = []
     if parts["towers"] is not None:
         towers, vectors = (Path(folder) for folder in parts["towers"])

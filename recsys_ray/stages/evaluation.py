@@ -39,7 +39,9 @@ def fuse(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[Fusion, Artifact]
         fusion.save(directory / FUSION_FILE)
         return {"weights": fusion.weights, "chosen_on": fusion.chosen_on}
 
-    artifact = work.runner.run("fusion", FUSION_VERSION, result_settings(config), _parents(data, fits), write)
+    # The seed draws the sample of validation queries.
+    settings = {"fusion": result_settings(config), "seed": work.config.evaluation.seed}
+    artifact = work.runner.run("fusion", FUSION_VERSION, settings, _parents(data, fits), write)
     return Fusion.load(artifact.file(FUSION_FILE)), artifact
 
 

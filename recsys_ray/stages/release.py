@@ -8,11 +8,10 @@ from typing import Any
 from recsys_ray.core.artifacts import Artifact
 from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.online.history import HISTORIES_FILE, write_histories
-from recsys_ray.retrieval.channels import load_channel
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import ReleaseParts, write_release
 from recsys_ray.retrieval.release_parts import FrozenSpace, space_of
-from recsys_ray.stages.channels import Fit
+from recsys_ray.stages.channels import Fit, load_fitted
 from recsys_ray.stages.evaluation import FUSION_FILE
 from recsys_ray.stages.features import Features, frozen_configs
 from recsys_ray.stages.work import Data, Work
@@ -36,7 +35,7 @@ def publish(work: Work, data: Data, features: Features, served: Fit, fusion: Art
 
 def _parts(work: Work, data: Data, features: Features, served: Fit, fusion: Fusion, scratch: Path) -> ReleaseParts:
     dataset, towers = data.dataset, served.towers
-    channels = tuple(load_channel(artifact.path) for artifact in served.channels.values())
+    channels = tuple(load_fitted(artifact) for artifact in served.channels.values())
     used = {space_of(channel) for channel in channels}
     frozen = tuple(
         FrozenSpace(features.backbone_id(modality), table.vectors.shape[1], modality)
