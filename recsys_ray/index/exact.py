@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,9 +71,9 @@ class ExactIndex:
         (directory / INDEX_FILE).write_text(json.dumps({"factory": EXACT}) + "\n")
 
 
-def blocks(num_queries: int, num_items: int) -> Iterator[tuple[int, int]]:
-    """Ranges of queries whose float32 scores of the whole catalogue stay within 64 MiB."""
-    size = max(1, _BLOCK_BYTES // (4 * max(num_items, 1)))
+def blocks(num_queries: int, width: int) -> Iterator[tuple[int, int]]:
+    """Ranges of queries within 64 MiB, where each takes `width` float32 values: a score of every item, say."""
+    size = max(1, _BLOCK_BYTES // (4 * max(width, 1)))
     for start in range(0, num_queries, size):
         yield start, min(start + size, num_queries)
 
@@ -96,6 +97,20 @@ def load_vectors(directory: Path) -> FloatArray:
         raise ArtifactError(f"{directory / VECTORS_FILE} holds {vectors.dtype} {vectors.shape}, not float32 (N, D)")
     # A plain view: the memmap subclass costs microseconds at each indexing.
     return np.asarray(vectors)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The content of `index.json`: the factory, and what else the index wrote down.
+
+    Raises:
+        ArtifactError: When the file is missing or not what an index saved.
+    """
+    try:
+        settings: dict[str, Any] = json.loads((directory / INDEX_FILE).read_text())
+        settings["factory"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{directory} holds no index: {INDEX_FILE} cannot be read: {error!r}") from None
+    return settings
 
 
 def _mask(scores: FloatArray, exclude: Ragged, start: int, stop: int, subset: IntArray | None) -> None:

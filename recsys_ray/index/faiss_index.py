@@ -14,7 +14,7 @@ import numpy as np
 
 from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
 from recsys_ray.core.errors import ArtifactError, ConfigError, MissingExtraError
-from recsys_ray.index.exact import INDEX_FILE, ExactIndex, load_vectors
+from recsys_ray.index.exact import INDEX_FILE, ExactIndex, blocks, load_vectors, read_settings
 
 FAISS_FILE = "index.faiss"
 _TRAIN_SEED = 1234
@@ -93,7 +93,9 @@ class FaissIndex:
 
     def _best(self, queries: FloatArray, rows: IntArray, k: int) -> tuple[IntArray, FloatArray]:
         """The k best of the fetched rows by exact score; equal scores by rising row."""
-        scores = np.einsum("bkd,bd->bk", self.vectors[rows], queries).astype(np.float32)
+        scores = np.empty(rows.shape, np.float32)
+        for start, stop in blocks(len(rows), rows.shape[1] * self.vectors.shape[1]):
+            scores[start:stop] = np.einsum("bkd,bd->bk", self.vectors[rows[start:stop]], queries[start:stop])
         scores[rows < 0] = -np.inf
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         best_rows, best_scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
@@ -161,7 +163,7 @@ def load_faiss(directory: Path) -> FaissIndex:
     faiss = import_faiss()
     vectors = load_vectors(directory)
     try:
-        settings = json.loads((directory / INDEX_FILE).read_text())
+        settings = read_settings(directory)
         index = faiss.read_index(str(directory / FAISS_FILE))
         built = FaissIndex(index, vectors, settings["factory"], settings["parameters"], int(settings["threads"]))
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -4,16 +4,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
 from recsys_ray.core.config import Config, execution
-from recsys_ray.core.errors import ArtifactError
-from recsys_ray.index.exact import EXACT, INDEX_FILE, ExactIndex, load_vectors
-from recsys_ray.index.faiss_index import FAISS_FILE, FaissIndex, build, import_faiss, load_faiss
+from recsys_ray.index.exact import EXACT, ExactIndex, load_vectors, read_settings
+from recsys_ray.index.faiss_index import FaissIndex, build, import_faiss, load_faiss
 
 AUTO = "auto"
 _TIE = 1e-5
@@ -69,6 +68,12 @@ class IndexConfig(Config):
     exact_below: int = Field(20_000, ge=0)
     max_queries: int = Field(500, ge=1)
     threads: int = execution(1, ge=1)
+
+    @model_validator(mode="after")
+    def _parameters_need_a_factory(self) -> Self:
+        if self.parameters and self.factory in (AUTO, EXACT):
+            raise ValueError(f"parameters only beside a FAISS factory string; factory={self.factory} takes none")
+        return self
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,8 @@ def choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> Ch
         MissingExtraError: When FAISS is needed and not installed.
     """
     vectors = np.ascontiguousarray(vectors, np.float32)
+    # A query of zeros (nothing known of the user) scores all items alike: any index would seem to find them all.
+    held_out = held_out[held_out.any(1)]
     oracle = ExactIndex(vectors)
     measure = _Measure(oracle, _spread(held_out, config.max_queries), min(config.k, len(vectors)))
     if config.factory == EXACT:
@@ -164,11 +171,10 @@ def load_index(directory: Path) -> Index:
         ArtifactError: When a file is missing or not readable.
         MissingExtraError: When the index is a FAISS one and FAISS is not installed.
     """
-    if not (directory / INDEX_FILE).is_file():
-        raise ArtifactError(f"{directory} holds no index: {INDEX_FILE} is missing")
-    if (directory / FAISS_FILE).is_file():
-        return load_faiss(directory)
-    return ExactIndex(load_vectors(directory))
+    # What the index is stands in a file of the manifest: a FAISS file that was put beside it is never opened.
+    if read_settings(directory)["factory"] == EXACT:
+        return ExactIndex(load_vectors(directory))
+    return load_faiss(directory)
 
 
 @dataclass(frozen=True)

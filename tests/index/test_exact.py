@@ -50,7 +50,14 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"index\.json is missing"):
+    with pytest.raises(ArtifactError, match=r"holds no index: index\.json"):
+        load_index(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_broken_description_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / exact.INDEX_FILE).write_text(text)
+    with pytest.raises(ArtifactError, match=r"index\.json cannot be read"):
         load_index(tmp_path)
 
 

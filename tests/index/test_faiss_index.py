@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.errors import ArtifactError, ConfigError, MissingExtraError
+from recsys_ray.index import exact
 from recsys_ray.index.exact import VECTORS_FILE, ExactIndex
 from recsys_ray.index.faiss_index import FaissIndex, build
 from recsys_ray.index.spec import load_index
@@ -64,6 +65,21 @@ def test_save_and_load_answer_the_same(tmp_path: Path) -> None:
     assert isinstance(loaded, FaissIndex)
     assert (loaded.factory, loaded.parameters) == ("IVF16,Flat", "nprobe=2")
     assert (loaded.search(unit(3, DIM, 1), 10)[0] == index.search(unit(3, DIM, 1), 10)[0]).all()
+
+
+def test_a_faiss_file_put_beside_an_exact_index_is_never_opened(tmp_path: Path) -> None:
+    ExactIndex(VECTORS).save(tmp_path)
+    (tmp_path / "index.faiss").write_bytes(b"anything")
+    assert isinstance(load_index(tmp_path), ExactIndex)
+
+
+def test_blocks_of_queries_answer_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, exclude = unit(7, DIM, 3), Ragged.of([[query] for query in range(7)])
+    whole = BUILT["SQfp16"].search(queries, 10, exclude)
+    monkeypatch.setattr(exact, "_BLOCK_BYTES", 4 * 11 * DIM * 2)
+    parts = BUILT["SQfp16"].search(queries, 10, exclude)
+    assert (whole[0] == parts[0]).all()
+    np.testing.assert_allclose(whole[1], parts[1], atol=1e-6)
 
 
 def test_index_and_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ def test_a_given_factory_is_taken_and_measured() -> None:
     assert [(row.factory, row.recall) for row in choice.measured] == [("IVF8,Flat", 1.0)]
 
 
+def test_queries_that_say_nothing_do_not_count() -> None:
+    config = IndexConfig(factory="IVF64,Flat", parameters="nprobe=1", k=10)
+    expected = choose(VECTORS, HELD_OUT, config).measured[0].recall
+    padded = np.concatenate([HELD_OUT, np.zeros((500, 16), np.float32)])
+    assert choose(VECTORS, padded, config).measured[0].recall == expected < 1
+
+
+@pytest.mark.parametrize("factory", ["auto", "exact"])
+def test_parameters_without_a_factory_are_refused(factory: str) -> None:
+    with pytest.raises(ConfigError, match=f"parameters only beside a FAISS factory string; factory={factory}"):
+        IndexConfig.parse({"factory": factory, "parameters": "nprobe=4"}, "index")
+
+
 def test_exact_needs_no_queries() -> None:
     assert choose(VECTORS, HELD_OUT[:0], IndexConfig(factory="exact")).summary()["recall"] == 1.0
 
