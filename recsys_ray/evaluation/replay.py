@@ -4,7 +4,7 @@ Single channels are ranked by `Channel.scores` over the whole catalogue, ties at
 serving would answer: the retriever's own lists, joined by the same `combine`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -234,8 +234,9 @@ def _replay_block(retriever: Retriever, targets: Targets, num_items: int, user_t
     # All candidates are kept, so that a tie across the cut still counts at its mean rank.
     depth = sum(candidates.rows.shape[1] for candidates in lists.values())
     fused = combine(lists, retriever.fusion, max(depth, SHOWN)).candidates
-    owner = targets.items.row_of_value
-    ranks[FUSED] = list_ranks(fused.rows[owner], fused.scores[owner], targets.items.values)
+    ranks[FUSED] = _ranks(
+        targets.items, len(queries), lambda owner, items: list_ranks(fused.rows[owner], fused.scores[owner], items)
+    )
     shown[FUSED] = fused.rows[:, :SHOWN]
     return ranks, shown
 
@@ -251,10 +252,14 @@ def _checked_scores(name: str, channel: Channel, queries: Queries, num_items: in
 
 
 def _score_ranks(scores: FloatArray, items: Ragged) -> RankArray:
-    """(T,) mean ranks, over at most as many targets at a time as the block has queries."""
-    owner, step = items.row_of_value, max(len(scores), 1)
+    """(T,) mean ranks in the full ranking."""
+    return _ranks(items, len(scores), lambda owner, targets: mean_ranks(scores[owner], targets))
+
+
+def _ranks(items: Ragged, num_queries: int, rank: Callable[[IntArray, IntArray], RankArray]) -> RankArray:
+    """(T,) ranks, over at most as many targets at a time as the block has queries: each copies its query's ranking."""
+    owner, step = items.row_of_value, max(num_queries, 1)
     parts = [
-        mean_ranks(scores[owner[start : start + step]], items.values[start : start + step])
-        for start in range(0, len(owner), step)
+        rank(owner[start : start + step], items.values[start : start + step]) for start in range(0, len(owner), step)
     ]
     return np.concatenate([np.zeros(0), *parts])
