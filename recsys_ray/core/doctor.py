@@ -237,7 +237,16 @@ def _free_memory() -> int | None:
     limit = (_CGROUP / "memory.max").read_text().strip() if (_CGROUP / "memory.max").is_file() else "max"
     if limit == "max":
         return free
-    return min(free, int(limit) - int((_CGROUP / "memory.current").read_text()))
+    # What the container uses counts files that were read once; the kernel gives those back on demand.
+    used = int((_CGROUP / "memory.current").read_text()) - _inactive_files(_CGROUP / "memory.stat")
+    return min(free, int(limit) - used)
+
+
+def _inactive_files(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    facts = dict(line.split(" ", 1) for line in path.read_text().splitlines())
+    return int(facts.get("inactive_file", 0))
 
 
 def _existing(folder: Path) -> Path:

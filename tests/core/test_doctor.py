@@ -50,3 +50,18 @@ def test_advice_is_printed_and_only_a_fail_gives_an_exit_code(capsys: pytest.Cap
         ["->", "pip", "install", "'recsys-ray[cpu]'"],
     ]
     assert doctor.print_checks([*fine, Finding("disk", "fail", "full", "free some")]) == 1
+
+
+def test_files_that_a_container_has_read_do_not_count_as_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "memory.max": str(8 * GB),
+        "memory.current": str(7 * GB),
+        "memory.stat": f"anon {GB}\ninactive_file {6 * GB}\nactive_file 0",
+    }.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "meminfo").write_text(f"MemTotal: {64 * GB // 1024} kB\nMemAvailable: {60 * GB // 1024} kB\n")
+    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
+    monkeypatch.setattr(doctor, "_MEMINFO", tmp_path / "meminfo")
+    assert doctor.check_memory().detail == "7.0 GB free"
+    (tmp_path / "memory.stat").unlink()
+    assert doctor.check_memory().status == "fail"
