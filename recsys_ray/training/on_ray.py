@@ -1,5 +1,6 @@
 """The same training as Ray Train workers: checkpoints of all ranks, restart after a lost worker."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,7 +107,9 @@ def _read(result: Any) -> TrainResult:
 
 
 def _fresh(path: Path, write: Callable[[Path], Any]) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
+    """Write a folder anew: what an earlier call left in it may be hard links to somebody else's checkpoint."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
     write(path)
     return path
 

@@ -29,6 +29,7 @@ from recsys_ray.retrieval.release import ReleaseParts, load_release, write_relea
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.fit import fit_in_process
+from recsys_ray.training.on_ray import _fresh
 from recsys_ray.training.validation import items_at_once
 from serve_app.config import ServeConfig
 from serve_app.deployments import Gateway
@@ -167,3 +168,18 @@ def served(release: Path, text: str) -> list[str]:
     answer = asyncio.run(ask()).json()
     assert answer["degraded"] == []
     return [item["item_id"] for item in answer["items"]]
+
+
+def test_writing_a_run_s_first_weights_again_leaves_the_checkpoint_they_came_from_alone(
+    model: TwoTower, tmp_path: Path
+) -> None:
+    """A run that goes on writes its folder anew, over hard links to the user's own files."""
+    source = tmp_path / "bert" / "model.safetensors"
+    before = source.read_bytes()
+    for shift in (0.0, 0.0, 0.1):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(shift)
+        folder = _fresh(tmp_path / "first", lambda path: save_towers(path, model, {}))
+        assert torch.equal(load_towers(folder).item_tower.empty, model.item_tower.empty)
+    assert source.read_bytes() == before
