@@ -2,11 +2,13 @@
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
 gradient), "strided" (weights that do not lie row by row, as those of convolutions), "bf16", "zero0" ... "zero3",
-"bf16zero2", or "adam0" ... "adam3", which keep a checkpoint of AdamW's state.
+"bf16zero2", "adam0" ... "adam3", which keep a checkpoint of AdamW's state, or "resume2", "resume3": two epochs under
+ZeRO in one go, and cut after the first one and gone on from its checkpoint.
 """
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -22,10 +24,14 @@ from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build
 from recsys_ray.training import step as step_module
 from recsys_ray.training.batches import BatchMaker
+from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from recsys_ray.training.fit import run_rank
+from recsys_ray.training.loop import Hooks
 from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.optimizer import build_adamw
+from recsys_ray.training.progress import EpochRecord, TrainResult
 from recsys_ray.training.step import train_step
 
 STEPS = 6
@@ -106,6 +112,34 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
     step_module.gather_with_gradient = whole
 
 
+def resume(case: str, rank: int, world_size: int, out: Path) -> None:
+    """Write what `fit.run_rank` returns: undisturbed, and by a second engine that loads what the first one saved."""
+    values = {"engine": "deepspeed", "zero_stage": int(case[-1]), "workers": world_size, "precision": "fp32"}
+    config = TrainingConfig.parse({**values, "batch_size": 10, "negatives": 15, "epochs": 2, "patience": None})
+    kept = out / case
+
+    def keep(_: EpochRecord, write: Callable[[Path], None]) -> None:
+        kept.mkdir(exist_ok=True)
+        write(kept)
+
+    def train(hooks: Hooks) -> TrainResult:
+        model = small_towers()
+        for module in model.modules():  # resumed alike only if the random generators of both ranks are restored too
+            if isinstance(module, nn.Dropout):
+                module.p = 0.3
+        return run_rank(model, small_data(), config, (rank, world_size), hooks)
+
+    results = {"whole": train(Hooks()), "cut": train(Hooks(keep=keep, stop_after=1))}
+    dist.barrier()
+    results["resumed"] = train(Hooks(resume=kept))
+    if rank == 0:
+        arrays = {}
+        for name, result in results.items():
+            arrays[f"{name}_losses"] = np.array([record.loss for record in result.records])
+            arrays[f"{name}_weights"] = np.concatenate([tensor.flatten().numpy() for tensor in result.weights.values()])
+        np.savez(out / f"{case}.npz", **arrays)
+
+
 def main(rank: int, world_size: int, port: str, out: str, *cases: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
@@ -113,7 +147,8 @@ def main(rank: int, world_size: int, port: str, out: str, *cases: str) -> None:
     if world_size > 1:
         dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     for case in cases:
-        run(case, rank, world_size, Path(out))
+        work = resume if case.startswith("resume") else run
+        work(case, rank, world_size, Path(out))
     if world_size > 1:
         dist.destroy_process_group()
 

@@ -13,6 +13,7 @@ import pytest
 WORKER = Path(__file__).with_name("parity_worker.py")
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 ADAM = ("adam0", "adam1", "adam2", "adam3")
+RESUMED = ("resume2", "resume3")
 Read = Callable[[str], dict[str, np.ndarray]]
 
 
@@ -26,7 +27,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     runs = [
         (0, 1, ("plain",)),
-        *((rank, 2, ("plain", "deaf", "strided", "bf16", *ZERO, *ADAM, "bf16zero2")) for rank in range(2)),
+        *((rank, 2, ("plain", "deaf", "strided", "bf16", *ZERO, *ADAM, "bf16zero2", *RESUMED)) for rank in range(2)),
     ]
     processes = [
         subprocess.Popen(
@@ -102,3 +103,13 @@ def test_the_shards_of_each_rank_are_in_the_checkpoint_and_shrink_with_the_stage
     models = kept(3, "zero_pp_rank_*model_states.pt")
     assert len(models) == 2
     assert max(models) < kept(2, "mp_rank_00_model_states.pt")[0]
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_sharded_run_that_was_cut_goes_on_to_the_same_weights(read: Read, case: str) -> None:
+    runs = read(case)
+    assert len(runs["cut_losses"]) == 1
+    assert len(runs["resumed_losses"]) == 2
+    assert largest(runs["whole_weights"], runs["cut_weights"]) > 1e-3
+    assert largest(runs["whole_losses"], runs["resumed_losses"]) < 1e-6
+    assert largest(runs["whole_weights"], runs["resumed_weights"]) < 1e-6
