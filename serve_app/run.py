@@ -56,8 +56,10 @@ class Running:
         """End the application and Ray Serve, and leave the cluster, which ends too where `run` started it."""
         from ray import serve
 
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        disconnect(self._connection)
+        try:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        finally:
+            disconnect(self._connection)
 
 
 def run(
