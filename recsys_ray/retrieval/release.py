@@ -119,8 +119,7 @@ class Release:
         """(N,) titles in row order."""
         if self.fields.title is None:
             return [None] * self.items.num_rows
-        titles: list[str | None] = self.items.column(self.fields.title).to_pylist()
-        return titles
+        return [None if title is None else str(title) for title in self.items.column(self.fields.title).to_pylist()]
 
     def recommend(
         self,
@@ -148,7 +147,7 @@ class Release:
             fields: Catalogue fields to put into the answer.
 
         Raises:
-            ConfigError: When both history and user are given, or a filter or a field is wrong.
+            ConfigError: When both history and user are given, an id is no text, or k, a filter or a field is wrong.
         """
         question = self.question(history, user_id, text, exclude_seen=exclude_seen, filters=filters)
         if question.unknown_items:
@@ -163,6 +162,7 @@ class Release:
         """The k items most like one.
 
         Raises:
+            ConfigError: When no channel tells items apart by what is like them.
             DataError: When the catalogue does not have the item.
         """
         if item_id not in self.item_ids:
@@ -173,7 +173,11 @@ class Release:
     def search(
         self, text: str, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
     ) -> list[Recommended]:
-        """The k items that fit a text best."""
+        """The k items that fit a text best.
+
+        Raises:
+            ConfigError: When no channel reads texts.
+        """
         question = self.question(text=text, filters=filters)
         return self.answer(self.ask(question, k), fields=fields)
 
@@ -186,6 +190,7 @@ class Release:
             ConfigError: When no space of the release reads pictures.
             DataError: When the picture cannot be decoded.
         """
+        k = self._possible(k)
         question = self.question(filters=filters)
         vectors = {}
         for encoder in self.retriever.encoders:
@@ -212,6 +217,7 @@ class Release:
         """A question in external ids as one query; see `recommend`."""
         if history is not None and user_id is not None:
             raise ConfigError("recommend", {"history": list(history), "user_id": user_id}, "one of the two")
+        _require_ids(history, user_id)
         known_user = user_id is None or user_id in self.histories
         ids = self.histories.get(user_id) if user_id is not None else list(history or [])
         rows = self.item_ids.rows(ids)
@@ -227,8 +233,8 @@ class Release:
         return Question(queries, self._channels_for(queries), unknown, known_user)
 
     def ask(self, question: Question, k: int) -> Fused:
-        """The k best fused candidates of the channels that the question concerns."""
-        return self._retriever_for(question).recommend(question.queries, k)
+        """The k best fused candidates of the channels that the question concerns; all there are where k is larger."""
+        return self._retriever_for(question).recommend(question.queries, self._possible(k))
 
     def fusion_for(self, question: Question) -> Fusion:
         """The fusion a question's lists are merged by: the tuned one, or equal weights where it was tuned for less.
@@ -271,7 +277,17 @@ class Release:
         channels = tuple(name for name in question.channels if self.retriever.channels[name].reads)
         return Question(question.queries, channels)
 
+    def _possible(self, k: int) -> int:
+        """What is asked for, as far as the catalogue goes: lists are as wide as they are asked for."""
+        if k < 1:
+            raise ConfigError("k", k, "at least 1")
+        return min(k, max(len(self.item_ids), 1))
+
     def _retriever_for(self, question: Question) -> Retriever:
+        if not question.channels:
+            have = ", ".join(self.retriever.channels)
+            hint = f"Release {self.id} has only: {have}."
+            raise ConfigError("question", "no channel for it", "what a channel of the release reads", hint)
         return self.retriever.only(list(question.channels), self.fusion_for(question))
 
     def _channels_for(self, queries: Queries) -> tuple[str, ...]:
@@ -293,6 +309,16 @@ class Release:
             return []
         shown: list[dict[str, Any]] = self.items.select(list(fields)).take(pa.array(rows)).to_pylist()
         return shown
+
+
+def _require_ids(history: Sequence[str] | None, user_id: str | None) -> None:
+    """Ids are text, whatever the columns of the raw files held: 7 would be an unknown item, "7" is none."""
+    if isinstance(history, str):
+        raise ConfigError("history", history, "a list of item ids", f"For one item: [{history!r}].")
+    for setting, ids in (("history", history or ()), ("user_id", () if user_id is None else (user_id,))):
+        wrong = next((one for one in ids if not isinstance(one, str)), None)
+        if wrong is not None:
+            raise ConfigError(setting, wrong, "ids as text", f"Write {str(wrong)!r}.")
 
 
 def load_release(path: str | Path) -> Release:

@@ -2,7 +2,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -185,6 +187,36 @@ def test_a_text_beside_a_history_turns_the_answer(release: Release) -> None:
 def test_history_and_user_together_are_refused(release: Release) -> None:
     with pytest.raises(ConfigError, match="one of the two"):
         release.recommend(history=["i1"], user_id="u1")
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ({"history": "i1"}, r"history: got 'i1'; allowed: a list of item ids\. For one item: \['i1'\]"),
+        ({"history": ["i1", 7]}, r"history: got 7; allowed: ids as text\. Write '7'"),
+        ({"user_id": 7}, r"user_id: got 7; allowed: ids as text"),
+        ({"history": ["i1"], "k": 0}, r"k: got 0; allowed: at least 1"),
+    ],
+)
+def test_wrong_questions_are_explained(release: Release, question: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        release.recommend(**question)
+
+
+def test_more_than_the_catalogue_gives_what_there_is(release: Release) -> None:
+    found = release.recommend(history=["i1", "i2"], k=10**12)
+    assert len({item.item_id for item in found}) == len(found) <= N - 2
+
+
+def test_a_release_that_only_knows_what_is_popular_says_so(tmp_path: Path) -> None:
+    parts = make_parts(tmp_path)
+    channels = tuple(channel for channel in parts.channels if channel.name == "popularity")
+    items = ITEMS.set_column(1, "title", pa.array(range(N)))
+    loaded = load_release(publish(tmp_path / "store", replace(parts, channels=channels, items=items)))
+    assert loaded.recommend(history=["i1"], k=1)[0].title in {str(row) for row in range(N)}
+    for ask in (lambda: loaded.search("red"), lambda: loaded.similar("i1")):
+        with pytest.raises(ConfigError, match=r"no channel for it.*has only: popularity"):
+            ask()
 
 
 def test_explanations_go_with_the_answer(release: Release) -> None:
