@@ -1,17 +1,18 @@
 """`RunConfig`: one field a stage. Load it from a file, change it by dotted path, hand it to `recsys_ray.run`."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from recsys_ray.core.config import Config, execution, override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.data.sources import DataConfig
 from recsys_ray.data.split import SplitConfig
 from recsys_ray.encoders.two_tower import TwoTowerConfig
-from recsys_ray.evaluation.replay import EvaluationConfig
+from recsys_ray.evaluation.replay import FUSED, EvaluationConfig
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.retrieval.channels import ChannelConfig
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
@@ -20,6 +21,8 @@ from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.fusion import FusionConfig
 from recsys_ray.training.config import TrainingConfig
+
+_CHANNEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 class PublishConfig(Config):
@@ -107,6 +110,16 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     publish: PublishConfig = PublishConfig()
     ray: RayConfig = RayConfig()
+
+    @field_validator("channels")
+    @classmethod
+    def _usable_channels(cls, channels: dict[str, ChannelConfig | None]) -> dict[str, ChannelConfig | None]:
+        wrong = [name for name in channels if not _CHANNEL_NAME.fullmatch(name) or name == FUSED]
+        if wrong:
+            raise ValueError(f"names of letters, digits, '_' and '-' (a folder each) other than {FUSED!r}, not {wrong}")
+        if not any(channels.values()):
+            raise ValueError("at least one channel that is not null")
+        return channels
 
 
 def load_config(path: Path, base: RunConfig) -> RunConfig:

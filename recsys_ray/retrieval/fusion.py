@@ -3,15 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveFloat, ValidationError, field_validator
 
 from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.config import Config
 from recsys_ray.core.errors import ArtifactError, ConfigError
+from recsys_ray.core.metrics import METRICS
 from recsys_ray.retrieval.candidates import Candidates
 
 Numbers = npt.NDArray[np.float64]
@@ -41,12 +42,19 @@ class FusionConfig(Config):
     rrf_k: float = Field(60.0, ge=0)
     depth: int = Field(200, ge=1, le=10_000)
     weights: dict[str, float] | None = None
-    temperatures: dict[str, tuple[float, ...]] = Field(
+    temperatures: dict[str, Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]] = Field(
         default_factory=lambda: dict(DEFAULT_TEMPERATURES),
     )
     objective: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_OBJECTIVE))
     max_queries: int = Field(3000, ge=1)
     rounds: int = Field(4, ge=1)
+
+    @field_validator("objective")
+    @classmethod
+    def _objective_of_metrics(cls, objective: dict[str, float]) -> dict[str, float]:
+        if set(objective) - set(METRICS) or min(objective.values(), default=0) < 0 or not any(objective.values()):
+            raise ValueError(f"shares of at least 0, one of them above, of {', '.join(METRICS)}")
+        return objective
 
 
 class Fusion(Config):

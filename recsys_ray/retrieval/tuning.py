@@ -25,15 +25,11 @@ def tune(lists: dict[str, Candidates], targets: Ragged, config: FusionConfig) ->
         config: See `FusionConfig`.
 
     Raises:
-        ConfigError: When given weights do not name the channels, an objective is no metric, or there is nothing to
-            choose on.
+        ConfigError: When given weights do not name the channels, or there is nothing to choose on.
     """
     if config.weights is not None:
         _require_names(config.weights, lists)
         return _start(config, "weighted" if config.method == "auto" else config.method, config.weights)
-    unknown = set(config.objective) - set(metrics.METRICS)
-    if unknown:
-        raise ConfigError("fusion.objective", sorted(unknown), ", ".join(metrics.METRICS))
     if len(targets) == 0:
         raise ConfigError("fusion.weights", None, "a weight for each channel", "There is no validation to choose on.")
     search = _Search(*_sample(lists, targets, config.max_queries), config)

@@ -84,6 +84,5 @@ def test_there_must_be_something_to_choose_on() -> None:
 
 
 def test_an_unknown_objective_is_named() -> None:
-    lists, targets = make_lists({"a": 1.0})
     with pytest.raises(ConfigError, match=r"fusion\.objective.*recall@10"):
-        tune(lists, targets, FusionConfig(objective={"luck": 1.0}))
+        FusionConfig.parse({"objective": {"luck": 1.0}}, "fusion")
