@@ -81,6 +81,7 @@ def run(config: RunConfig, until: str = "run") -> RunResult:
         result = RunResult(storage, data.artifact)
         if until == "prepare":
             return result
+        dataset.require_test(work, data)
         frozen = features.features(work, data)
         if until == "features":
             return result

@@ -15,7 +15,7 @@ import yaml
 import recsys_ray
 from recsys_ray.config import RunConfig, dump_config
 from recsys_ray.core.config import override
-from recsys_ray.core.errors import ArtifactError, ConfigError
+from recsys_ray.core.errors import ArtifactError, ConfigError, DataError
 from recsys_ray.data.synthetic import make_synthetic
 from recsys_ray.pipeline import run
 from recsys_ray.presets import PRESETS
@@ -143,6 +143,22 @@ def test_without_nearest_no_towers_are_trained(config, tmp_path):
     report = run(tables).require_report()
     assert "nearest" not in report["metrics"]
     assert not (tmp_path / "artifacts" / "towers").exists()
+
+
+def test_a_split_without_test_events_stops_at_once(config, tmp_path):
+    (tmp_path / "e.csv").write_text("user_id,item_id\n" + "".join(f"u{n // 2},i{n % 3}\n" for n in range(20)))
+    data = {"data": {"events": str(tmp_path / "e.csv")}, "storage": str(tmp_path / "storage")}
+    with pytest.raises(DataError, match=r"left no test event: 20 events of 10 users, the longest history has 2"):
+        run(override(config, data))
+
+
+def test_a_catalogue_smaller_than_any_list(config, tmp_path):
+    lines = "".join(f"ü{n // 4},日{n % 5},{1600000000 + n}\n" for n in range(40))
+    (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + lines)
+    data = {"data": {"events": str(tmp_path / "e.csv")}, "storage": str(tmp_path / "storage")}
+    run(override(config, data))
+    release = recsys_ray.load_release(tmp_path / "storage")
+    assert {item.item_id for item in release.recommend(history=["日1"], k=50)} == {"日0", "日2", "日3", "日4"}
 
 
 def test_rolling_cuts_are_pooled(config, tmp_path):

@@ -114,7 +114,8 @@ class _Problem:
             return -1.0
         scores = (self.features @ weights).astype(np.float32)
         found = self.target_member >= 0
-        own = np.where(found, scores[self.target_member], np.inf)
+        own = np.full(len(found), np.inf, np.float32)
+        own[found] = scores[self.target_member[found]]
         theirs = scores[self.pair_members]
         mine = own[self.pair_of_member]
         count = len(own)

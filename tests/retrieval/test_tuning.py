@@ -86,3 +86,8 @@ def test_there_must_be_something_to_choose_on() -> None:
 def test_an_unknown_objective_is_named() -> None:
     with pytest.raises(ConfigError, match=r"fusion\.objective.*recall@10"):
         FusionConfig.parse({"objective": {"luck": 1.0}}, "fusion")
+
+
+def test_channels_without_any_candidate_keep_their_weights() -> None:
+    empty = {name: Candidates.empty(2, 5) for name in ("a", "b")}
+    assert set(tune(empty, Ragged.of([[0], [1]]), FusionConfig()).weights.values()) == {1.0}
