@@ -123,7 +123,7 @@ class ImageBackbone(nn.Module):
             save_file(state, directory / _WEIGHTS_FILE)
 
     def _settings(self) -> dict[str, Any]:
-        return {"scaling": self.processor.scaling, "precision": self.precision}
+        return {"scaling": self.processor.scaling, "pixels": self.processor.settings, "precision": self.precision}
 
     def _hash(self) -> str:
         skip = "pooler." if isinstance(self.features, HubVision) and not self.features.pooled else None

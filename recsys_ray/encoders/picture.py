@@ -14,6 +14,7 @@ Picture = str | Path | bytes
 Pixels = npt.NDArray[np.uint8]
 Scaling = tuple[float, list[float], list[float]]
 
+_PIXEL_SETTINGS = ("do_", "size", "crop", "resample", "rescale", "image_", "pad", "patch")
 _LITE_SHORT_SIDE = 256
 _LITE_CROP = 224
 # JPEG decoders skip what a picture of this size does not need.
@@ -31,6 +32,11 @@ class Processor(Protocol):
     @property
     def scaling(self) -> Scaling:
         """Factor, mean and standard deviation: the model reads (pixels * factor - mean) / std."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the pixels depend on beside the picture, as JSON values."""
         ...
 
     def save_pretrained(self, directory: Path) -> None:
@@ -58,6 +64,13 @@ class HubProcessor:
             return factor, [0.0] * 3, [1.0] * 3
         return factor, list(map(float, settings["image_mean"])), list(map(float, settings["image_std"]))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Sizes, crops, resampling, scaling."""
+        settings = self._processor.to_dict()
+        # The rest names classes and says in what form arrays come back.
+        return {name: value for name, value in settings.items() if name.startswith(_PIXEL_SETTINGS)}
+
     def save_pretrained(self, directory: Path) -> None:
         """Write its settings."""
         self._processor.save_pretrained(directory)
@@ -70,6 +83,11 @@ class LiteProcessor:
     def scaling(self) -> Scaling:
         """Factor, mean and standard deviation."""
         return 1.0, [127.0] * 3, [128.0] * 3
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Short side and crop."""
+        return {"short_side": _LITE_SHORT_SIDE, "crop": _LITE_CROP}
 
     def resize(self, pictures: list[Image.Image]) -> Pixels:
         """(n, 3, 224, 224)."""

@@ -126,7 +126,10 @@ class TextBackbone(nn.Module):
     def _hash(self) -> str:
         config: Any = self.model.config
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        settings = {**self._settings(), "vocabulary": vocabulary}
+        # What happens to a text before the vocabulary is looked up: lower case or not, accents, where it is split.
+        rules = json.loads(self.tokenizer.backend_tokenizer.to_str()) if self.tokenizer.is_fast else {}
+        steps = {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor")}
+        settings = {**self._settings(), "vocabulary": vocabulary, "steps": steps}
         # The pooling layer is not used, and random where a checkpoint has none.
         return backbone_id(config.model_type, self.model, settings, skip="pooler.")
 

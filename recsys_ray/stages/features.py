@@ -17,7 +17,7 @@ from recsys_ray.encoders.item_inputs import FeatureTable
 from recsys_ray.encoders.modality import IMAGE, TEXT, Backbone, ImageConfig, TextConfig
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 1
+VERSION = 2
 _COLUMNS = {TEXT: schema.TEXT, IMAGE: schema.IMAGE}
 
 

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def test_an_untrained_pooling_layer_is_not_used(
     saved = load_image_backbone(str(tmp_path / "twice"))
     assert saved.id == first.id
     assert np.array_equal(saved.encode(pictures, 8), first.encode(pictures, 8))
+
+
+def test_how_a_picture_is_resized_is_part_of_the_id(image_checkpoint: Callable[[str], Path], pictures: list[str]):
+    """Features are cached by the id: the same weights behind another resampling give other features."""
+    folder = image_checkpoint("vit")
+    before = load_image_backbone(str(folder))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "resample": 0}))
+    after = load_image_backbone(str(folder))
+    assert not np.array_equal(before.encode(pictures, 8), after.encode(pictures, 8))
+    assert before.id != after.id
 
 
 def test_incomplete_weights_are_refused(image_checkpoint: Callable[[str], Path]):

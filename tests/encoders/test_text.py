@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import socket
@@ -63,6 +64,16 @@ def test_a_saved_backbone_loads_alone_and_keeps_its_id(text_checkpoint: Path, tm
     assert (tmp_path / weights).stat().st_ino == (text_checkpoint / weights).stat().st_ino
     loaded.save(tmp_path / "again")
     assert load_text_backbone(str(tmp_path / "again")).id == backbone.id
+
+
+def test_what_becomes_of_a_text_is_part_of_the_id(text_checkpoint: Path, tmp_path: Path):
+    """Features are cached by the id: the same weights behind another tokenizer give other features."""
+    shutil.copytree(text_checkpoint, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "do_lower_case": False}))
+    cased, uncased = load_text_backbone(str(tmp_path)), load_text_backbone(str(text_checkpoint))
+    assert not np.array_equal(cased.preprocess(["RED"])["input_ids"], uncased.preprocess(["RED"])["input_ids"])
+    assert cased.id != uncased.id
 
 
 def test_changed_weights_are_written_not_linked(text_checkpoint: Path, tmp_path: Path):
