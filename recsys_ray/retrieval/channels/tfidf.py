@@ -6,6 +6,7 @@ length.
 
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from recsys_ray.core import schema
-from recsys_ray.core.arrays import FloatArray, Ragged
+from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.core.schema import Fields
 from recsys_ray.retrieval.channels.table import SparseRows, Table
@@ -111,23 +112,55 @@ def vectorise(items: pa.Table, fields: Fields, attribute_words: bool, max_share:
             finds them.
         max_share: Terms that more than this share of the items have are left out.
     """
-    documents = [Counter(document) for document in _documents(items, fields, attribute_words)]
-    frequency = Counter(term for document in documents for term in document)
-    most = max_share * max(len(documents), 1)
-    terms = sorted(term for term, count in frequency.items() if count <= most)
-    rows = {term: row for row, term in enumerate(terms)}
-    idf = np.array([np.log((1 + len(documents)) / (1 + frequency[term])) + 1 for term in terms], np.float32)
-    vectors = _weighted(documents, rows, idf)
-    return TfIdf(tuple(terms), idf, Table.of(vectors), Table.of(vectors.T))
+    counts = _counted(_documents(items, fields, attribute_words))
+    num_items = items.num_rows
+    frequency = np.bincount(counts.columns, minlength=len(counts.terms))
+    kept = np.flatnonzero(frequency <= max_share * max(num_items, 1)).tolist()
+    kept.sort(key=lambda place: counts.terms[place])
+    idf = (np.log((1 + num_items) / (1 + frequency[kept])) + 1).astype(np.float32)
+    vectors = _weighted(counts, kept, idf)
+    return TfIdf(tuple(counts.terms[place] for place in kept), idf, Table.of(vectors), Table.of(vectors.T))
 
 
-def _weighted(documents: list[Counter[str]], rows: dict[str, int], idf: FloatArray) -> sp.csr_matrix:
-    """(N, V) unit TF-IDF vectors."""
-    known = [[(rows[term], count) for term, count in document.items() if term in rows] for document in documents]
-    indptr = np.concatenate([[0], np.cumsum([len(document) for document in known])]).astype(np.int64)
-    columns = np.array([column for document in known for column, _ in document], np.int64)
-    counts = np.array([count for document in known for _, count in document], np.float32)
-    matrix = sp.csr_matrix(((1 + np.log(counts)) * idf[columns], columns, indptr), (len(documents), len(rows)))
+@dataclass(frozen=True)
+class _Counts:
+    """How often each item has each term, in CSR form: numbers alone, so that a million items fit into memory.
+
+    Attributes:
+        terms: In order of first appearance.
+        columns: Terms of the items, end to end, each once an item.
+        counts: How often the item has it.
+        offsets: (N + 1,).
+    """
+
+    terms: list[str]
+    columns: IntArray
+    counts: FloatArray
+    offsets: IntArray
+
+
+def _counted(documents: Iterable[list[str]]) -> _Counts:
+    place_of: dict[str, int] = {}
+    columns, counts, offsets = array("q"), array("f"), array("q", [0])
+    for document in documents:
+        counted = Counter(document)
+        columns.extend(place_of.setdefault(term, len(place_of)) for term in counted)
+        counts.extend(counted.values())
+        offsets.append(len(columns))
+    return _Counts(
+        list(place_of), np.array(columns, np.int64), np.array(counts, np.float32), np.array(offsets, np.int64)
+    )
+
+
+def _weighted(counts: _Counts, kept: list[int], idf: FloatArray) -> sp.csr_matrix:
+    """(N, V) unit TF-IDF vectors of the terms that are kept."""
+    row_of = np.full(len(counts.terms), -1, np.int64)
+    row_of[kept] = np.arange(len(kept))
+    columns = row_of[counts.columns]
+    known = columns >= 0
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(known)])[counts.offsets]
+    columns, values = columns[known], (1 + np.log(counts.counts[known])) * idf[columns[known]]
+    matrix = sp.csr_matrix((values, columns, offsets), (len(offsets) - 1, len(kept)))
     norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(1)).ravel())
     return sp.csr_matrix(sp.diags(1 / np.maximum(norms, 1e-12)) @ matrix)
 

@@ -76,3 +76,9 @@ def test_a_broken_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "terms.json").write_text("[")
     with pytest.raises(ArtifactError, match="cannot be read"):
         TfIdf.load(tmp_path)
+
+
+def test_a_catalogue_without_words_has_no_terms() -> None:
+    tfidf = vectorise(ITEMS.select(["item_id"]), Fields(), attribute_words=True, max_share=1.0)
+    assert (tfidf.terms, tfidf.num_items) == ((), 3)
+    assert tfidf.of_texts(["red"]).columns.lengths.tolist() == [0]
