@@ -1,6 +1,6 @@
 """Features: what the frozen backbones make of each item's text and picture, aligned with the catalogue."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recsys_ray.core import schema
-from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.artifacts import Artifact, digest_files
 from recsys_ray.core.config import result_settings
 from recsys_ray.embedding.encode import compute_features, read_vectors, write_vectors
 from recsys_ray.embedding.on_ray import Pool, compute_features_on_ray
@@ -53,7 +53,8 @@ def features(work: Work, data: Data) -> Features:
         return {"backbones": backbones, "present": present}
 
     settings = {modality: result_settings(config) for modality, config in configs.items()}
-    artifact = work.runner.run("features", VERSION, settings, {"dataset": data.artifact}, write)
+    parents = {"dataset": data.artifact}
+    artifact = work.runner.run("features", VERSION, settings, parents, write, inputs=digest_backbones(configs.values()))
     tables = {modality: _read(artifact, modality) for modality in configs}
     return Features(artifact, tables)
 
@@ -67,6 +68,16 @@ def frozen_configs(work: Work, data: Data) -> dict[str, TextConfig | ImageConfig
         for modality, config in wanted.items()
         if config is not None and config.mode == "frozen" and _any_item_has(data, modality)
     }
+
+
+def digest_backbones(configs: Iterable[TextConfig | ImageConfig | None]) -> str:
+    """Digest of the backbones that are folders: weights that were trained on at the same path are other weights.
+
+    Empty where all are packages or hub ids.
+    """
+    paths = [Path(config.backbone).expanduser() for config in configs if config is not None]
+    folders = [path for path in paths if path.is_dir()]
+    return digest_files(folders) if folders else ""
 
 
 def _any_item_has(data: Data, modality: str) -> bool:

@@ -18,7 +18,7 @@ from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import build_item_inputs
 from recsys_ray.encoders.two_tower import TwoTower, build, load_towers, read_space_id, save_towers, trained_backbones
-from recsys_ray.stages.features import Features, frozen_configs
+from recsys_ray.stages.features import Features, digest_backbones, frozen_configs
 from recsys_ray.stages.work import Data, Scope, Work
 from recsys_ray.training.data import TrainInput, Validation
 from recsys_ray.training.fit import fit_in_process
@@ -78,8 +78,10 @@ def train(work: Work, data: Data, features: Features, scope: Scope) -> Artifact:
         "epochs": scope.epochs,
     }
     parents = {"dataset": data.artifact, "features": features.artifact}
-    key = work.runner.key("towers", TRAIN_VERSION, settings, parents)
-    return work.runner.run("towers", TRAIN_VERSION, settings, parents, write, label=f"train on {scope.name}")
+    modalities = (config.model.text, config.model.image)
+    digest = digest_backbones(one for one in modalities if one is not None and one.mode == "full")
+    key = work.runner.key("towers", TRAIN_VERSION, settings, parents, digest)
+    return work.runner.run("towers", TRAIN_VERSION, settings, parents, write, f"train on {scope.name}", digest)
 
 
 def embed(work: Work, data: Data, features: Features, towers: Artifact, scope: Scope) -> Towers:
