@@ -1,4 +1,4 @@
-"""`ray job submit` against a real head on free ports, that only clients with the token may use."""
+"""`ray job submit`, then `serve deploy`, against a real head on free ports, for clients with the token alone."""
 
 import contextlib
 import json
@@ -17,13 +17,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+import yaml
 
 from recsys_ray.data.synthetic import make_synthetic
+from recsys_ray.retrieval.release import load_release
+from serve_app.run import wait_until_ready
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
+SERVE = str(Path(sysconfig.get_path("scripts")) / "serve")
 START_WITHIN_S = 90
 PORTS = (
     "port",
@@ -51,8 +56,12 @@ class Head:
 def head() -> Iterator[Head]:
     """A head in a process group of its own, which is all that is ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
-        env = _environment()
-        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        *numbers, statistics, metrics = _free_ports(len(PORTS) + 2)
+        env = _environment() | {
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        }
+        ports = dict(zip(PORTS, numbers, strict=True))
         command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--temp-dir={session}"]
         command += ["--num-cpus=2", f"--object-store-memory={200 * 1024**2}", "--disable-usage-stats"]
         command += [f"--{name}={port}" for name, port in ports.items()]
@@ -70,9 +79,12 @@ def head() -> Iterator[Head]:
             _end(process)
 
 
-def test_a_submitted_run_leaves_its_report(head: Head, tmp_path: Path) -> None:
-    raw = make_synthetic(tmp_path / "raw", users=60, items=40, events_per_user=8)
-    storage = tmp_path / "storage"
+@pytest.fixture(scope="module")
+def storage(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a submitted run leaves."""
+    folder = tmp_path_factory.mktemp("job")
+    raw = make_synthetic(folder / "raw", users=60, items=40, events_per_user=8)
+    storage = folder / "storage"
     run = ["python", "-m", "recsys_ray", "run", "--preset", "tiny", "--storage", str(storage)]
     settings = [
         f"data.items={raw.items}",
@@ -85,14 +97,38 @@ def test_a_submitted_run_leaves_its_report(head: Head, tmp_path: Path) -> None:
     for setting in settings:
         run += ["--set", setting]
 
-    done = _submit(head, _working_dir(tmp_path / "project"), *run)
+    done = _submit(head, _working_dir(folder / "project"), *run)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "joining the cluster" in done.stdout, "the run started a cluster of its own instead of using the job's"
+    return storage
+
+
+def test_a_submitted_run_leaves_its_report(storage: Path) -> None:
     report = json.loads((storage / "report.json").read_text())
     assert report["users"] == 60
     assert 0 < report["metrics"]["fused"]["recall@100"] <= 1
     assert (storage / "release").is_dir()
+
+
+def test_serve_deploy_serves_what_the_run_published(head: Head, storage: Path, tmp_path: Path) -> None:
+    """`serve_app/serve.yaml` as it is, but for the release's path and where it listens."""
+    (port,) = _free_ports(1)
+    config = yaml.safe_load((ROOT / "serve_app" / "serve.yaml").read_text())
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    config["applications"][0]["args"]["release"] = str(storage / "release")
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+
+    deploy = [SERVE, "deploy", "serve.yaml", f"--address={head.address}"]
+    done = subprocess.run(deploy, cwd=tmp_path, env=head.env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_until_ready(f"http://127.0.0.1:{port}", 120)
+
+    expected = load_release(storage / "release").recommend(user_id="u3", k=5)
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/recommend", json={"user_id": "u3", "k": 5}).json()
+    assert [item["item_id"] for item in answer["items"]] == [one.item_id for one in expected]
+    assert answer["degraded"] == []
+    assert httpx.get(f"http://127.0.0.1:{port}/").headers["content-type"].startswith("text/html")
 
 
 def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
@@ -130,6 +166,9 @@ def _environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "OMP_NUM_THREADS": "1",
+        # The switches that serve.yaml asks for, at the head and where `serve deploy` runs.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     }
 
 
