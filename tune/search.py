@@ -20,6 +20,9 @@ from tune.spaces import Space
 METRIC = "recall@10"
 BEST_FILE = "best.yaml"
 TRIALS_FILE = "trials.json"
+# A trial only drives: any share of a CPU would keep training.workers = all CPUs from ever starting. Ray Tune wants some
+# resource, so it is one byte of memory.
+_NO_CPU = {"CPU": 0, "memory": 1}
 
 
 def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) -> RunConfig:
@@ -45,7 +48,7 @@ def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) ->
     override(config, {path: dimension.domain().sample() for path, dimension in space.items()})  # wrong paths fail here
     with connected(config.ray.address, config.ray.num_cpus):
         results = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, base=config.model_dump(mode="json")), {"CPU": 0.01}),
+            tune.with_resources(tune.with_parameters(_trial, base=config.model_dump(mode="json")), _NO_CPU),
             param_space={path: dimension.domain() for path, dimension in space.items()},
             tune_config=tune.TuneConfig(
                 search_alg=OptunaSearch(metric=METRIC, mode="max", seed=config.training.seed),

@@ -13,19 +13,21 @@ from recsys_ray.presets import PRESETS
 from tune.search import BEST_FILE, TRIALS_FILE, search
 from tune.spaces import parse_space
 
-TABLES_ONLY = {"channels.nearest": None, "model.text": None, "channels.content.space": None}
+WITHOUT_TEXT = {"model.text": None, "channels.content.space": None}
+ALL_FOUR_CPUS = {"training.workers": 2, "training.cpus": 2, "training.epochs": 1}  # of the session's cluster
 
 
 @pytest.fixture
 def config(tmp_path) -> RunConfig:
     data = make_synthetic(tmp_path / "raw", users=80, items=50, events_per_user=8, seed=2)
-    changes = {**TABLES_ONLY, "data": data.model_dump(), "storage": str(tmp_path / "storage")}
+    changes = {**WITHOUT_TEXT, **ALL_FOUR_CPUS, "data": data.model_dump(), "storage": str(tmp_path / "storage")}
     return override(PRESETS["tiny"](), changes)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_trials_share_what_they_share(config, tmp_path):
+    """Training takes every CPU there is: a trial that kept a share of one for itself would wait for ever."""
     space = parse_space({"channels.co_visitation.window": {"kind": "choice", "values": [1, 2, 5, 10, 20, 40]}})
     best = search(config, space, trials=2)
     rows = json.loads((tmp_path / "storage" / TRIALS_FILE).read_text())
