@@ -22,7 +22,7 @@ BEST_FILE = "best.yaml"
 TRIALS_FILE = "trials.json"
 # A trial only drives: any share of a CPU would keep training.workers = all CPUs from ever starting. Ray Tune wants some
 # resource, so it is one byte of memory.
-_NO_CPU = {"CPU": 0, "memory": 1}
+_NO_CPU: dict[str, float] = {"CPU": 0, "memory": 1}
 
 
 def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) -> RunConfig:
