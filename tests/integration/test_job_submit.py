@@ -85,7 +85,7 @@ def storage(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     raw = make_synthetic(folder / "raw", users=60, items=40, events_per_user=8)
     storage = folder / "storage"
-    run = ["python", "-m", "recsys_ray", "run", "--preset", "tiny", "--storage", str(storage)]
+    run = ["recsys-ray", "run", "--preset", "tiny", "--storage", str(storage)]
     settings = [
         f"data.items={raw.items}",
         f"data.events={raw.events}",
@@ -129,6 +129,7 @@ def test_serve_deploy_serves_what_the_run_published(head: Head, storage: Path, t
     assert [item["item_id"] for item in answer["items"]] == [one.item_id for one in expected]
     assert answer["degraded"] == []
     assert httpx.get(f"http://127.0.0.1:{port}/").headers["content-type"].startswith("text/html")
+    assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").status_code == 200  # what the probes in clusters/kuberay ask
 
 
 def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
