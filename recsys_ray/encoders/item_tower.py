@@ -93,15 +93,17 @@ class ItemTower(nn.Module):
         names: Modality names, in the order of `encoders`.
         encoders: One module a modality, from its named tensors to (n, D).
         dropouts: Probability that a modality of an item is hidden in training, in the same order.
+        alone: Probability that an item shows one modality alone in training.
         dim: Length D of the vectors.
     """
 
     def __init__(
-        self, names: Sequence[str], encoders: Sequence[nn.Module], dropouts: Sequence[float], dim: int
+        self, names: Sequence[str], encoders: Sequence[nn.Module], dropouts: Sequence[float], alone: float, dim: int
     ) -> None:
         super().__init__()
         self.names = tuple(names)
         self.dropouts = tuple(dropouts)
+        self.alone = alone
         # A list, since module names may not hold every character that a column name may.
         self.encoders = nn.ModuleList(encoders)
         self.empty = nn.Parameter(torch.randn(dim) / math.sqrt(dim))
@@ -109,7 +111,9 @@ class ItemTower(nn.Module):
     def forward(self, inputs: ItemInputs) -> Float[Tensor, "n D"]:
         """Encode n items; modalities that `inputs` does not name count as missing."""
         present = self.presence(inputs)
-        shown = hide(present, torch.tensor(self.dropouts, device=present.device)) if self.training else present
+        shown = present
+        if self.training:
+            shown = hide(present, torch.tensor(self.dropouts, device=present.device), self.alone)
         total = torch.zeros((len(present), len(self.empty)), device=present.device)
         for column, (name, encoder) in enumerate(zip(self.names, self.encoders, strict=True)):
             if name in inputs.values:
@@ -126,11 +130,12 @@ class ItemTower(nn.Module):
         return torch.stack([inputs.present.get(name, absent) for name in self.names], dim=1)
 
 
-def hide(present: Bool[Tensor, "n M"], dropouts: Float[Tensor, " M"]) -> Bool[Tensor, "n M"]:
-    """Hide modalities at random; of an item that would lose all of them, one stays."""
+def hide(present: Bool[Tensor, "n M"], dropouts: Float[Tensor, " M"], alone: float) -> Bool[Tensor, "n M"]:
+    """Hide modalities at random; of an item that would lose all of them, and of some others, one alone stays."""
     draw = torch.rand(present.shape, device=present.device)
     kept = present & (draw >= dropouts)
     # The one that stays is drawn evenly from those the item has.
     luck = torch.rand(present.shape, device=present.device).masked_fill(~present, -1)
     one = F.one_hot(luck.argmax(1), present.shape[1]).bool() & present
-    return torch.where(kept.any(1, keepdim=True), kept, one)
+    several = kept.any(1, keepdim=True) & (torch.rand(len(present), 1, device=present.device) >= alone)
+    return torch.where(several, kept, one)

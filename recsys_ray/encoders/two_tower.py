@@ -46,6 +46,7 @@ class TwoTowerConfig(Config):
         dim: Length D of the vectors.
         temperature: Scores are cosines divided by it in the loss.
         modality_dropout: Probability that a content modality of an item is hidden in a training step, never all.
+        alone: Probability that an item shows a single modality in a training step, as a text query does later.
         text: Text fields.
         image: Pictures.
         attributes: Categorical and numeric attributes.
@@ -57,6 +58,7 @@ class TwoTowerConfig(Config):
     dim: int = Field(64, ge=4)
     temperature: float = Field(0.05, gt=0)
     modality_dropout: float = Field(0.1, ge=0, lt=1)
+    alone: float = Field(0.03, ge=0, lt=1)
     text: TextConfig | None = TextConfig()
     image: ImageConfig | None = ImageConfig()
     attributes: AttributesConfig | None = AttributesConfig()
@@ -290,7 +292,7 @@ def _assemble(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str
     if not encoders:
         raise ConfigError("model", "no modality at all", "text, image, attributes, vectors or id that the dataset has")
     dropouts = [config.id.dropout if name == ID and config.id else config.modality_dropout for name in encoders]
-    item_tower = ItemTower(tuple(encoders), tuple(encoders.values()), dropouts, config.dim)
+    item_tower = ItemTower(tuple(encoders), tuple(encoders.values()), dropouts, config.alone, config.dim)
     return TwoTower(config, spec, item_tower, UserTower(config.user, config.dim, spec.num_user_tokens))
 
 

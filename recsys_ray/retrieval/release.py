@@ -237,14 +237,10 @@ class Release:
         return self._retriever_for(question).recommend(question.queries, self._possible(k))
 
     def fusion_for(self, question: Question) -> Fusion:
-        """The fusion a question's lists are merged by: the tuned one, or equal weights where it was tuned for less.
-
-        Weights are chosen for recommending from histories; a question by text alone asks other strengths of the
-        channels, and has no validation.
-        """
+        """The fusion that merges a question's lists: the tuned one where there is a history, as in its validation."""
         if len(question.queries.history.values):
             return self.retriever.fusion
-        return Fusion.equal(list(question.channels), self.retriever.fusion.depth)
+        return self.retriever.untuned_fusion(list(question.channels))
 
     def answer(self, fused: Fused, query: int = 0, fields: Sequence[str] = ()) -> list[Recommended]:
         """The fused candidates of one query in external ids.

@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 
 from recsys_ray.core.arrays import FloatArray
+from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError, SpaceError
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.fusion import Fused, Fusion, combine
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.query_encoder import QueryEncoder
+from recsys_ray.retrieval.query_encoder import QueryEncoder, TowerQueryEncoder
+
+_TOWERS_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ class Retriever:
         """The k best of all channels together; questions need not be encoded yet."""
         return combine(self.retrieve(self.encode(queries), max(k, self.fusion.depth)), self.fusion, k)
 
+    def untuned_fusion(self, names: list[str]) -> Fusion:
+        """Reciprocal rank for questions without a history, which no validation speaks for.
+
+        Trained towers place words by what people chose together, which says less of the words than their own meaning:
+        where another channel reads them too, the towers count a quarter.
+        """
+        trained = {encoder.space_id for encoder in self.encoders if isinstance(encoder, TowerQueryEncoder)}
+        weights = {name: _TOWERS_SHARE if _space(self.channels[name]) in trained else 1.0 for name in names}
+        equal = Fusion.equal(names, self.fusion.depth)
+        return override(equal, {"weights": weights}) if len(set(weights.values())) > 1 else equal
+
     def only(self, names: list[str], fusion: Fusion | None = None) -> "Retriever":
         """The same with some of the channels."""
         return Retriever({name: self.channels[name] for name in names}, self.encoders, fusion or self.fusion)
+
+
+def _space(channel: Channel) -> str | None:
+    return channel.space_id if isinstance(channel, NearestChannel) else None

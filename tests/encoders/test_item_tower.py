@@ -105,11 +105,19 @@ def test_each_modality_changes_the_vector():
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=20), st.floats(0, 0.99))
 def test_hiding_never_invents_a_modality_and_never_takes_the_last(rows: list[list[bool]], dropout: float):
     present = torch.tensor(rows)
-    shown = hide(present, torch.full((3,), dropout))
+    shown = hide(present, torch.full((3,), dropout), alone=0.0)
     assert not (shown & ~present).any()
     assert torch.equal(shown.any(1), present.any(1))
 
 
 def test_modalities_are_hidden_as_often_as_configured():
-    shown = hide(torch.ones(20000, 3, dtype=torch.bool), torch.tensor([0.0, 0.3, 0.8])).float().mean(0)
+    shown = hide(torch.ones(20000, 3, dtype=torch.bool), torch.tensor([0.0, 0.3, 0.8]), alone=0.0).float().mean(0)
     assert torch.allclose(shown, torch.tensor([1.0, 0.7, 0.2]), atol=0.02)
+
+
+def test_some_items_show_one_modality_alone() -> None:
+    torch.manual_seed(0)
+    shown = hide(torch.ones(20000, 3, dtype=torch.bool), torch.zeros(3), alone=0.3)
+    single = shown.sum(1) == 1
+    assert single.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert shown[single].float().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.03)

@@ -398,3 +398,10 @@ def test_a_picture_finds_the_item_it_shows(tmp_path: Path) -> None:
     assert release.search_picture(pictures[4], k=2)[0].item_id == "i4"
     with pytest.raises(DataError):
         release.search_picture(b"no picture", k=2)
+
+
+def test_a_question_by_text_trusts_words_before_trained_towers(with_towers: Release) -> None:
+    by_text = with_towers.fusion_for(with_towers.question(text="ocean"))
+    assert by_text.weights["content"] > by_text.weights["nearest"] > 0
+    by_history = with_towers.fusion_for(with_towers.question(history=["i1"]))
+    assert by_history == with_towers.retriever.fusion

@@ -41,6 +41,7 @@ class ContentConfig(Config):
         space: Frozen vectors beside TF-IDF: "text", "image", … of the run; "auto" takes the text's where there are
             any and a validation (or `mix`) says how much of them; null for TF-IDF alone.
         mix: Share of the frozen vectors, 0 … 1; null chooses on validation.
+        text_mix: The same for a question by text alone, which validation says nothing about.
     """
 
     kind: Literal["content"] = "content"
@@ -50,6 +51,7 @@ class ContentConfig(Config):
     max_share: float = Field(0.5, gt=0, le=1)
     space: str | None = "auto"
     mix: float | None = Field(None, ge=0, le=1)
+    text_mix: float = Field(0.7, ge=0, le=1)
 
     @model_validator(mode="after")
     def _mix_needs_space(self) -> Self:
@@ -99,15 +101,15 @@ class ContentChannel:
 
     def scores(self, queries: Queries) -> FloatArray:
         """See `Channel.scores`."""
-        if self.neural is None or self.mix == 0:
+        if not self._mixes(queries).any():
             return evidence(queries, self.tfidf.postings.scores(self._terms(queries)))
         num_items, everything = self.tfidf.num_items, np.arange(len(queries))
-        mixed = in_blocks(len(queries), num_items, lambda a, b: self._mixed(queries.take(everything[a:b]), self.mix))
+        mixed = in_blocks(len(queries), num_items, lambda a, b: self._mixed(queries.take(everything[a:b])))
         return evidence(queries, mixed)
 
     def retrieve(self, queries: Queries, k: int) -> Candidates:
         """See `Channel.retrieve`."""
-        if self.neural is None or self.mix == 0:
+        if not self._mixes(queries).any():
             return self.tfidf.postings.best(self._terms(queries), queries, k)
         size = max(1, 4_000_000 // max(self.tfidf.num_items, 1))
         starts = range(0, len(queries), size)
@@ -135,8 +137,17 @@ class ContentChannel:
             return history
         return _joined(history, self.tfidf.of_texts(queries.texts))
 
-    def _mixed(self, queries: Queries, mix: float) -> FloatArray:
+    def _mixes(self, queries: Queries) -> FloatArray:
+        """(B, 1) share of the frozen vectors in each question's scores."""
+        mixes = np.full((len(queries), 1), 0.0 if self.neural is None else self.mix, np.float32)
+        if self.neural is not None and self.neural.space_id in queries.vectors:
+            by_text = np.array([bool(text) for text in queries.texts], bool)
+            mixes[by_text & (queries.history.lengths == 0)] = self.config.text_mix
+        return mixes
+
+    def _mixed(self, queries: Queries) -> FloatArray:
         """(B, N) both parts, each divided by its largest score, in the ratio 1 - mix to mix."""
+        mix = self._mixes(queries)
         terms = _scaled(self.tfidf.postings.scores(self._terms(queries)))
         return (1 - mix) * terms + mix * _scaled(self._neural_scores(queries))
 

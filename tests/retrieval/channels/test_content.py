@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -67,3 +69,14 @@ def test_a_space_that_the_run_lacks_is_named() -> None:
 def test_a_mix_without_a_space_is_refused() -> None:
     with pytest.raises(ConfigError, match="a space beside mix"):
         ContentConfig.parse({"space": None, "mix": 0.5})
+
+
+def test_a_question_by_text_alone_has_a_mix_of_its_own() -> None:
+    data = make_data(True, True)
+    channel = content.fit("c", ContentConfig(space="text", mix=0.0, text_mix=1.0), data)
+    wanted = data.spaces["text"].vectors[3:4]
+    asked = Queries.of_texts(("whatever",)).with_vectors({data.spaces["text"].id: wanted})
+    best = data.spaces["text"].vectors @ wanted[0]
+    assert channel.retrieve(asked, 1).rows[0, 0] == int(best.argmax())
+    by_history = Queries.of_histories(Ragged.of([[3]])).with_vectors({data.spaces["text"].id: wanted})
+    assert channel.scores(by_history).tolist() == replace(channel, neural=None).scores(by_history).tolist()
