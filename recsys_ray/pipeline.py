@@ -93,9 +93,7 @@ def run(config: RunConfig, until: str = "run") -> RunResult:
         result = _with_report(result, report)
         if until == "evaluate":
             return result
-        scope = publish_scope(data.dataset, config.publish.fit_on, _epochs(fits))
-        chosen = channels.chosen_configs(fits[-1])
-        served = _fit_all(work, data, frozen, [scope], chosen, "fit")[0]
+        served = _fit_to_serve(work, data, frozen, fits)
         published = release.publish(work, data, frozen, served, fusion_artifact, report)
         return _with_release(result, published)
 
@@ -118,6 +116,15 @@ def _fit_scope(work: Work, data: Data, frozen: Features, scope: Scope, configs: 
             return Fit(scope, trained, {})
     wanted = channels.indexed(configs) if until == "index" else configs
     return Fit(scope, trained, channels.fit(work, data, frozen, trained, scope, wanted))
+
+
+def _fit_to_serve(work: Work, data: Data, frozen: Features, fits: list[Fit]) -> Fit:
+    """A second fit on the events that `publish.fit_on` names; "strict" serves the last fold's fit, as measured."""
+    fit_on = work.config.publish.fit_on
+    if fit_on == "strict":
+        return fits[-1]
+    scope = publish_scope(data.dataset, fit_on, _epochs(fits))
+    return _fit_scope(work, data, frozen, scope, channels.chosen_configs(fits[-1]), "fit")
 
 
 def _epochs(fits: list[Fit]) -> int | None:

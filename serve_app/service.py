@@ -74,6 +74,8 @@ class Service:
         """
         self._row(body.item_id)
         question = self._release.evidence_only(self._question(body, history=[body.item_id]))
+        if not question.channels:
+            raise Problem(422, "No channel of this release reads a history, so none can say what is similar.")
         return await self._answer(question, body, ask)
 
     async def search(self, body: api.SearchRequest, ask: Ask) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from recsys_ray.core.errors import ArtifactError
 from recsys_ray.core.events import Events
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.schema import Fields
+from recsys_ray.data.pictures import INSIDE, PICTURES_FOLDER
 from recsys_ray.data.prepare import FOLDS_FILE, input_files, prepare
 from recsys_ray.data.split import TEST, TRAIN, VALIDATION, VALIDATION_REPEAT, PartArray
 
@@ -87,13 +88,18 @@ class Dataset:
         return padded
 
 
-def load_dataset(artifact: Artifact) -> Dataset:
+def load_dataset(artifact: Artifact, pictures: Path | None = None) -> Dataset:
     """Read a dataset artifact into memory.
+
+    Args:
+        artifact: What `prepare` wrote.
+        pictures: The folder that picture paths are relative to today; by default where it was then.
 
     Raises:
         ArtifactError: When its files do not fit together.
     """
-    items = _with_absolute_pictures(pq.read_table(artifact.file(schema.ITEMS_FILE)), artifact.path)
+    folder = str(pictures or artifact.summary.get(PICTURES_FOLDER) or "")
+    items = _with_absolute_pictures(pq.read_table(artifact.file(schema.ITEMS_FILE)), artifact.path, folder)
     users = pq.read_table(artifact.file(schema.USERS_FILE))
     item_ids = IdMap(items.column(schema.ITEM_ID).to_pylist())
     user_ids = IdMap(users.column(schema.USER_ID).to_pylist())
@@ -160,12 +166,14 @@ def _rows(column: pa.ChunkedArray, ids: IdMap) -> IntArray:
     return np.concatenate([rows[chunk.indices.to_numpy()] for chunk in chunks])
 
 
-def _with_absolute_pictures(items: pa.Table, directory: Path) -> pa.Table:
-    """Pictures that came as bytes lie inside the artifact; their stored paths are relative to it."""
+def _with_absolute_pictures(items: pa.Table, directory: Path, folder: str) -> pa.Table:
+    """Pictures that came as bytes lie inside the artifact, the others below `folder`."""
     column = items.column(schema.IMAGE)
-    inside = pc.starts_with(column, "images/")
-    moved = pc.binary_join_element_wise(str(directory.resolve()), column, "/")
-    return items.set_column(items.column_names.index(schema.IMAGE), schema.IMAGE, pc.if_else(inside, moved, column))
+    names = pc.replace_substring(column, INSIDE, "", max_replacements=1)
+    own = pc.binary_join_element_wise(str(directory.resolve()), names, "/")
+    others = pc.binary_join_element_wise(folder, column, "/")
+    paths = pc.if_else(pc.starts_with(column, INSIDE), own, others)
+    return items.set_column(items.column_names.index(schema.IMAGE), schema.IMAGE, paths)
 
 
 def _ragged(column: pa.ChunkedArray) -> Ragged:

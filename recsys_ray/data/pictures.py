@@ -14,6 +14,8 @@ from recsys_ray.data.rejected import Rejected
 from recsys_ray.data.sources import DataConfig, data_suffix, find_files
 
 IMAGES_FOLDER = "images"
+INSIDE = "artifact:"  # before the path of a picture that lies in the dataset artifact itself
+PICTURES_FOLDER = "pictures_folder"  # in the summary: where the other pictures lay when the dataset was made
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
@@ -49,6 +51,7 @@ def check_catalogue_pictures(
         rejected: Takes the bad pictures; the source "images" is settled here.
     """
     found, outside = find_pictures(catalogue, config)
+    folder = picture_folder(config)
     paths: list[str | None] = [None] * catalogue.table.num_rows
     hashes: list[str | None] = [None] * catalogue.table.num_rows
     bad: dict[str, list[int]] = {validate.PICTURE_OUTSIDE: outside} if outside else {}
@@ -59,7 +62,7 @@ def check_catalogue_pictures(
             bad.setdefault(picture.reason, []).append(row)
             continue
         hashes[row] = picture.sha256
-        paths[row] = str(source) if isinstance(source, Path) else _write(directory, source, picture)
+        paths[row] = _write(directory, source, picture) if isinstance(source, bytes) else _relative(source, folder)
     ids = catalogue.table.column(schema.ITEM_ID)
     for reason, rows in bad.items():
         rejected.add("images", catalogue.lines.take(pa.array(rows)).to_numpy(), reason, ids.take(pa.array(rows)))
@@ -68,6 +71,15 @@ def check_catalogue_pictures(
         kept = came - sum(map(len, bad.values()))
         rejected.settle("images", came, kept, config.max_rejected_fraction)
     return PictureColumns(pa.array(paths, pa.string()), pa.array(hashes, pa.string()))
+
+
+def picture_folder(config: DataConfig) -> Path | None:
+    """What picture paths are relative to: `images`, else the folder of `items`; None where there is neither.
+
+    Raises:
+        ConfigError: When `images` is set and is no folder.
+    """
+    return None if config.images is None and config.items is None else _folder(config)
 
 
 def find_pictures(catalogue: Catalogue, config: DataConfig) -> tuple[_Found, list[int]]:
@@ -122,6 +134,11 @@ def _folder(config: DataConfig) -> Path:
     return find_files("data.items", config.items or "", "items")[0].parent.resolve()
 
 
+def _relative(source: Path, folder: Path | None) -> str:
+    """A picture's path as the dataset keeps it: the pictures may move, the dataset stays the same."""
+    return str(source if folder is None else source.relative_to(folder))
+
+
 def _file_of(folder: Path, name: str) -> Path:
     """Where a relative path leads. The folder's own name in front ("images/1.jpg" in images/) is meant once."""
     path = Path(os.path.normpath(folder / name))
@@ -146,4 +163,4 @@ def _write(directory: Path, data: bytes, picture: validate.Picture) -> str:
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(data)
-    return name
+    return INSIDE + name

@@ -16,7 +16,14 @@ from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, 
 from recsys_ray.data.catalogue import Catalogue, read_catalogue
 from recsys_ray.data.clean import CleanEvents, clean_events
 from recsys_ray.data.event_log import read_events
-from recsys_ray.data.pictures import check_catalogue_pictures, find_pictures, holds_bytes, pictures_by_stem
+from recsys_ray.data.pictures import (
+    PICTURES_FOLDER,
+    check_catalogue_pictures,
+    find_pictures,
+    holds_bytes,
+    picture_folder,
+    pictures_by_stem,
+)
 from recsys_ray.data.rejected import Rejected, places
 from recsys_ray.data.report import Prepared, write_report
 from recsys_ray.data.roles import Roles, auto_role, decide_roles
@@ -63,7 +70,8 @@ def prepare(data: DataConfig, split: SplitConfig, directory: Path) -> dict[str, 
     folds = split_events(clean.events, split, clean.parts)
     _write(directory, item_table, user_table, fields, clean, folds, rejected)
     prepared = Prepared(item_table, fields, roles, clean, folds, rejected, split, _warnings(clean, split, folds))
-    return write_report(prepared, directory)
+    folder = picture_folder(data)
+    return {**write_report(prepared, directory), PICTURES_FOLDER: None if folder is None else str(folder)}
 
 
 def input_files(data: DataConfig, split: SplitConfig | None = None) -> list[Path]:

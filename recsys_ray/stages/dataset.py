@@ -4,11 +4,12 @@ from recsys_ray.core.artifacts import digest_files
 from recsys_ray.core.config import result_settings
 from recsys_ray.core.errors import DataError
 from recsys_ray.data.dataset import load_dataset
+from recsys_ray.data.pictures import picture_folder
 from recsys_ray.data.prepare import input_files
 from recsys_ray.data.prepare import prepare as write_dataset
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 1
+VERSION = 2
 
 
 def prepare(work: Work) -> Data:
@@ -23,7 +24,7 @@ def prepare(work: Work) -> Data:
         label="prepare",
         inputs=digest_files(input_files(config.data, config.split)),
     )
-    return Data(artifact, load_dataset(artifact))
+    return Data(artifact, load_dataset(artifact, picture_folder(config.data)))
 
 
 def require_test(work: Work, data: Data) -> None:

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 from recsys_ray.config import RunConfig
 from recsys_ray.core.arrays import IntArray
@@ -77,9 +77,7 @@ def fold_scopes(dataset: Dataset) -> list[Scope]:
     return [Scope(f"fold {place}", fold.train, fold.validation) for place, fold in enumerate(dataset.folds, 1)]
 
 
-def publish_scope(dataset: Dataset, fit_on: str, epochs: int | None) -> Scope:
-    """What a release is fitted on, see `PublishConfig`; "strict" is the last fold, fitted already."""
-    if fit_on == "strict":
-        return fold_scopes(dataset)[-1]
+def publish_scope(dataset: Dataset, fit_on: Literal["all", "refit"], epochs: int | None) -> Scope:
+    """What a release is fitted on, see `PublishConfig`."""
     events = dataset.events if fit_on == "all" else dataset.folds[-1].train_validation
     return Scope("all events" if fit_on == "all" else "train and validation", events, None, epochs)

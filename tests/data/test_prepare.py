@@ -1,6 +1,8 @@
 import io
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from recsys_ray.core.artifacts import ArtifactStore, digest_files, verify
 from recsys_ray.core.config import override
 from recsys_ray.core.errors import ArtifactError, ConfigError, DataError
 from recsys_ray.data.dataset import load_dataset
+from recsys_ray.data.pictures import picture_folder
 from recsys_ray.data.prepare import input_files, prepare
 from recsys_ray.data.sources import Columns, DataConfig
 from recsys_ray.data.split import SplitConfig
@@ -175,6 +178,16 @@ def test_pictures_named_by_id(publish, tmp_path):
     )
     dataset = load_dataset(publish(config))
     assert dataset.items.column(schema.IMAGE).to_pylist() == [str(tmp_path / "posters" / "a.jpg"), None, None]
+
+
+def test_pictures_may_move(publish, synthetic, tmp_path):
+    """The id leaves paths out, so a dataset made from one folder must read its pictures from another."""
+    artifact = publish(synthetic)
+    moved = shutil.copytree(Path(synthetic.items).parent, tmp_path / "moved")
+    there = override(synthetic, {"items": str(moved / "items.parquet")})
+    paths = load_dataset(artifact, picture_folder(there)).items.column(schema.IMAGE).drop_null().to_pylist()
+    assert paths
+    assert all(path.startswith(str(moved)) and Path(path).is_file() for path in paths)
 
 
 def test_paths_may_start_with_the_name_of_the_images_folder(publish, synthetic):
