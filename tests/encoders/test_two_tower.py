@@ -51,7 +51,7 @@ def test_forward_answers_for_the_supervised_positions_in_row_order():
 
 
 def test_a_few_steps_learn_the_next_item():
-    model = make_model(id={"dropout": 0.0}, user={"dropout": 0.0}).train()
+    model = make_model(id={"dropout": 0.0}, user={"dropout": 0.0}, alone=0.0).train()
     batch = make_batch()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
