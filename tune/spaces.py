@@ -26,47 +26,35 @@ class Choice(Config):
         return domain
 
 
-class Real(Config):
-    """A real number between two bounds, uniform or log-uniform."""
+class Number(Config):
+    """A number between two bounds, both included, uniform or log-uniform; whole ones have whole bounds."""
 
-    kind: Literal["real"]
+    kind: Literal["real", "whole"]
     low: float
     high: float
     log: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _require_order(self.low, self.high, self.log)
+    def _bounds_fit(self) -> Self:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError("low < high, and 0 < low where log is true")
+        if self.kind == "whole" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("whole numbers as low and high of kind whole")
         return self
 
     def domain(self) -> Domain:
-        """As Ray Tune reads it."""
-        domain: Domain = tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
+        """As Ray Tune reads it; its upper bound of whole numbers is left out."""
+        domain: Domain
+        if self.kind == "whole":
+            make = tune.lograndint if self.log else tune.randint
+            domain = make(int(self.low), int(self.high) + 1)
+        else:
+            domain = tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
         return domain
 
 
-class Whole(Config):
-    """A whole number between two bounds, both included, uniform or log-uniform."""
-
-    kind: Literal["whole"]
-    low: int
-    high: int
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _require_order(self.low, self.high, self.log)
-        return self
-
-    def domain(self) -> Domain:
-        """As Ray Tune reads it, whose upper bound is left out."""
-        make = tune.lograndint if self.log else tune.randint
-        domain: Domain = make(self.low, self.high + 1)
-        return domain
-
-
-Dimension = Annotated[Choice | Real | Whole, Field(discriminator="kind")]
-Space = dict[str, Choice | Real | Whole]
+Dimension = Annotated[Choice | Number, Field(discriminator="kind")]
+Space = dict[str, Choice | Number]
 
 
 def parse_space(values: dict[str, Any]) -> Space:
@@ -75,7 +63,7 @@ def parse_space(values: dict[str, Any]) -> Space:
     Raises:
         ConfigError: Naming the path whose distribution is wrong.
     """
-    adapter: TypeAdapter[Choice | Real | Whole] = TypeAdapter(Dimension)
+    adapter: TypeAdapter[Choice | Number] = TypeAdapter(Dimension)
     space: Space = {}
     for path, value in values.items():
         try:
@@ -101,8 +89,3 @@ def load_space(path: Path) -> Space:
     if not isinstance(values, dict):
         raise ConfigError("--space", str(path), "a YAML mapping of dotted paths to distributions")
     return parse_space(values)
-
-
-def _require_order(low: float, high: float, log: bool) -> None:
-    if low >= high or (log and low <= 0):
-        raise ValueError("low < high, and 0 < low where log is true")

@@ -1,7 +1,7 @@
 import pytest
 
 from recsys_ray.core.errors import ConfigError
-from tune.spaces import DEFAULT_SPACE, Choice, Real, Whole, load_space, parse_space
+from tune.spaces import DEFAULT_SPACE, Choice, Number, load_space, parse_space
 
 
 def test_parses_each_kind():
@@ -13,8 +13,8 @@ def test_parses_each_kind():
         }
     )
     assert isinstance(space["a.b"], Choice)
-    assert isinstance(space["c"], Real)
-    assert isinstance(space["d"], Whole)
+    assert isinstance(space["c"], Number)
+    assert isinstance(space["d"], Number)
 
 
 def test_whole_numbers_include_both_bounds():
@@ -28,6 +28,7 @@ def test_whole_numbers_include_both_bounds():
         {"kind": "gauss"},
         {"kind": "real", "low": 2, "high": 1},
         {"kind": "real", "low": 0, "high": 1, "log": True},
+        {"kind": "whole", "low": 1.5, "high": 3},
         {"kind": "choice", "values": []},
         3,
     ],
