@@ -9,8 +9,10 @@ from pydantic import Field, field_validator
 
 from recsys_ray.core.config import Config, execution, override
 from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.on_ray import RayConfig
 from recsys_ray.data.sources import DataConfig
 from recsys_ray.data.split import SplitConfig
+from recsys_ray.embedding.encode import EmbeddingConfig
 from recsys_ray.encoders.two_tower import TwoTowerConfig
 from recsys_ray.evaluation.replay import FUSED, EvaluationConfig
 from recsys_ray.index.spec import IndexConfig
@@ -34,39 +36,6 @@ class PublishConfig(Config):
     """
 
     fit_on: Literal["all", "refit", "strict"] = "all"
-
-
-class EmbeddingConfig(Config):
-    """Where features and item vectors are computed.
-
-    Attributes:
-        actors: Ray Data actors.
-        ray_above_items: Catalogues of more items than this are encoded by the actors, smaller ones in this process,
-            which is faster than starting them; the vectors are the same.
-        cpus: Logical CPUs an actor.
-        gpus: GPUs an actor.
-        batch_size: Items embedded at once by the item tower.
-    """
-
-    actors: int = execution(2, ge=1)
-    ray_above_items: int = execution(2000, ge=0)
-    cpus: float = execution(1, gt=0)
-    gpus: float = execution(0, ge=0)
-    batch_size: int = execution(1024, ge=1)
-
-
-class RayConfig(Config):
-    """Which Ray cluster to use.
-
-    Attributes:
-        address: "host:port" or "auto" joins a cluster, null uses RAY_ADDRESS or else starts a private one.
-        num_cpus: Logical CPUs of a private cluster; null takes every core.
-        object_store_bytes: Its object store; null leaves it to Ray.
-    """
-
-    address: str | None = execution(None)
-    num_cpus: int | None = execution(None, ge=1)
-    object_store_bytes: int | None = execution(None, ge=80 * 1024**2)
 
 
 def _channels() -> dict[str, ChannelConfig | None]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from recsys_ray.core.config import Config, execution
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.progress import say
 
@@ -24,6 +25,20 @@ _LOCAL = "local"
 # What a person should read is said by the driver; all that workers log is in the files of the cluster's session.
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 _CONNECT_TIMEOUT_S = 10.0
+
+
+class RayConfig(Config):
+    """Which Ray cluster to use.
+
+    Attributes:
+        address: "host:port" or "auto" joins a cluster, null uses RAY_ADDRESS or else starts a private one.
+        num_cpus: Logical CPUs of a private cluster; null takes every core.
+        object_store_bytes: Its object store; null leaves it to Ray.
+    """
+
+    address: str | None = execution(None)
+    num_cpus: int | None = execution(None, ge=1)
+    object_store_bytes: int | None = execution(None, ge=80 * 1024**2)
 
 
 @dataclass(frozen=True)
