@@ -1,6 +1,6 @@
 """Counters of one gateway replica, in the Prometheus text format."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -13,14 +13,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, int]] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._within: Counter[tuple[str, float]] = Counter()
         self._degraded: Counter[str] = Counter()
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
         self._requests[route, status] += 1
-        self._seconds[route] += seconds  # type: ignore[assignment]
+        self._seconds[route] += seconds
         for bound in _BUCKETS_S:
             if seconds <= bound:
                 self._within[route, bound] += 1

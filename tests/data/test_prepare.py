@@ -30,8 +30,7 @@ class Publisher:
     def __call__(self, data, split=None):
         split = split or SplitConfig()
         self.count += 1
-        write = lambda directory: prepare(data, split, directory)  # noqa: E731
-        return self.store.publish("dataset", f"id{self.count}", write, {}, {})
+        return self.store.publish("dataset", f"id{self.count}", lambda folder: prepare(data, split, folder), {}, {})
 
 
 @pytest.fixture
@@ -209,7 +208,7 @@ def test_pictures_as_bytes_live_in_the_artifact(publish, tmp_path, nested):
     assert "image" not in dataset.items.column_names
     path, *others = dataset.items.column(schema.IMAGE).to_pylist()
     assert others == [None, None]
-    assert open(path, "rb").read() == pictures[0]  # noqa: PTH123, SIM115
+    assert Path(path).read_bytes() == pictures[0]
     assert path.startswith(str(artifact.path))
     verify(artifact)
 
