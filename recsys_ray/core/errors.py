@@ -6,6 +6,7 @@ RecsysError
 ├── ArtifactError    an artifact is missing, incomplete or not what its manifest says
 ├── SpaceError       vectors of two different spaces would have met
 ├── MissingExtraError  an optional dependency is needed: names the extra to install
+├── NotApplicable    the data has nothing for an optional part, which is then left out aloud
 └── TrainingError    training cannot go on (NaN loss, disk full); the last good checkpoint stands
 """
 
@@ -40,6 +41,10 @@ class MissingExtraError(RecsysError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional dependency: pip install 'recsys-ray[{extra}]'")
+
+
+class NotApplicable(RecsysError):
+    """The data has nothing for an optional part of a run; the run leaves it out and says so."""
 
 
 class TrainingError(RecsysError):

@@ -1,6 +1,7 @@
-"""The channels. One file each; adding one is a file and a line in each of the three tables below."""
+"""The channels. One file each; adding one is a file, a name in `ChannelConfig` and a line in `KINDS`."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.channels.fit_data import FitData
+from recsys_ray.retrieval.channels.item_table import AT_QUERY
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 
@@ -20,17 +22,27 @@ ChannelConfig = Annotated[
     CoVisitationConfig | ContentConfig | NearestConfig | PopularityConfig, Field(discriminator="kind")
 ]
 
-_FIT: dict[str, Callable[[str, Any, FitData], Channel]] = {
-    "co_visitation": co_visitation.fit,
-    "content": content.fit,
-    "nearest": nearest.fit,
-    "popularity": popularity.fit,
-}
-_LOAD: dict[str, Callable[[Path], Channel]] = {
-    "co_visitation": co_visitation.load,
-    "content": content.load,
-    "nearest": nearest.load,
-    "popularity": popularity.load,
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of channel is fitted and loaded.
+
+    Attributes:
+        fit: (name, settings, data) to a finished channel. Raises `NotApplicable` when the data has nothing for it.
+        load: Reads what the channel's `save` wrote.
+        at_query: Settings that fitting does not read: a fitted channel takes others by `dataclasses.replace(config=…)`.
+    """
+
+    fit: Callable[[str, Any, FitData], Channel]
+    load: Callable[[Path], Channel]
+    at_query: frozenset[str] = frozenset()
+
+
+KINDS: dict[str, Kind] = {
+    "co_visitation": Kind(co_visitation.fit, co_visitation.load, AT_QUERY),
+    "content": Kind(content.fit, content.load),
+    "nearest": Kind(nearest.fit, nearest.load),
+    "popularity": Kind(popularity.fit, popularity.load),
 }
 
 
@@ -39,8 +51,9 @@ def fit_channel(name: str, config: ChannelConfig, data: FitData) -> Channel:
 
     Raises:
         ConfigError: When the data lacks what the channel's settings ask for.
+        NotApplicable: When the data has nothing for a channel of this kind.
     """
-    return _FIT[config.kind](name, config, data)
+    return KINDS[config.kind].fit(name, config, data)
 
 
 def load_channel(directory: Path) -> Channel:
@@ -50,6 +63,6 @@ def load_channel(directory: Path) -> Channel:
         ArtifactError: When the directory holds no channel that this version knows.
     """
     kind = read_header(directory).kind
-    if kind not in _LOAD:
-        raise ArtifactError(f"{directory} holds a {kind!r} channel; this version knows {', '.join(_LOAD)}")
-    return _LOAD[kind](directory)
+    if kind not in KINDS:
+        raise ArtifactError(f"{directory} holds a {kind!r} channel; this version knows {', '.join(KINDS)}")
+    return KINDS[kind].load(directory)

@@ -1,6 +1,5 @@
 """Co-visitation: what people met soon after the items of the history. Directed and weighted by the gap between them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -8,18 +7,14 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
 
-from recsys_ray.core.arrays import FloatArray
-from recsys_ray.core.config import Config
 from recsys_ray.core.events import Events
-from recsys_ray.retrieval.candidates import Candidates
-from recsys_ray.retrieval.channel import Reads
-from recsys_ray.retrieval.channels.files import read_header, write_header
 from recsys_ray.retrieval.channels.fit_data import FitData
-from recsys_ray.retrieval.channels.table import SparseRows, Table, decayed, evidence, prune
-from recsys_ray.retrieval.query import Queries
+from recsys_ray.retrieval.channels.item_table import ItemTableChannel, ItemTableConfig, load_item_table
+from recsys_ray.retrieval.channels.settings import Search
+from recsys_ray.retrieval.channels.table import Table, prune
 
 
-class CoVisitationConfig(Config):
+class CoVisitationConfig(ItemTableConfig):
     """Directed co-occurrence counts as an item-to-item table.
 
     Attributes:
@@ -29,9 +24,6 @@ class CoVisitationConfig(Config):
         transpose: Share of the opposite direction that is added: 0 keeps order strict, 1 forgets it.
         source_exponent: The count is divided by the users of the item in the history to this power.
         target_exponent: And by the users of the item it leads to, to this power; both 0.5 is the cosine.
-        decay: What a step further back in the history counts, as a factor a step.
-        history: The last so many items of a history are read.
-        neighbours: Keep only this many of the best entries of each item; None keeps all.
     """
 
     kind: Literal["co_visitation"] = "co_visitation"
@@ -40,42 +32,19 @@ class CoVisitationConfig(Config):
     transpose: float = Field(0.3, ge=0, le=1)
     source_exponent: float = Field(0.5, ge=0, le=1)
     target_exponent: float = Field(0.5, ge=0, le=1)
-    decay: float = Field(0.6, gt=0, le=1)
-    history: int = Field(200, ge=1)
-    neighbours: int | None = Field(None, ge=1)
+    search: Search = Field(
+        default_factory=lambda: {
+            "decay": (0.5, 0.6, 0.7, 0.8, 0.9),
+            "target_exponent": (0.2, 0.35, 0.5),
+            "source_exponent": (0.2, 0.35, 0.5),
+            "gap_exponent": (0.5, 1.0),
+            "window": (10, 20),
+            "transpose": (0.1, 0.3, 0.6),
+        }
+    )
 
 
-@dataclass(frozen=True)
-class CoVisitationChannel:
-    """A fitted table: row i holds what item i leads to."""
-
-    name: str
-    config: CoVisitationConfig
-    table: Table
-
-    @property
-    def reads(self) -> Reads:
-        """The history."""
-        return frozenset({"history"})
-
-    def scores(self, queries: Queries) -> FloatArray:
-        """See `Channel.scores`."""
-        return evidence(queries, self.table.scores(self._steps(queries)))
-
-    def retrieve(self, queries: Queries, k: int) -> Candidates:
-        """See `Channel.retrieve`."""
-        return self.table.best(self._steps(queries), queries, k)
-
-    def save(self, directory: Path) -> None:
-        """See `Channel.save`."""
-        write_header(directory, self.name, self.config)
-        self.table.save(directory)
-
-    def _steps(self, queries: Queries) -> SparseRows:
-        return decayed(queries.history, self.config.decay, self.config.history)
-
-
-def fit(name: str, config: CoVisitationConfig, data: FitData) -> CoVisitationChannel:
+def fit(name: str, config: CoVisitationConfig, data: FitData) -> ItemTableChannel:
     """Count the pairs and normalise them."""
     counts = count_pairs(data.events, config.window, config.gap_exponent)
     table = counts + config.transpose * counts.T if config.transpose else counts
@@ -83,13 +52,12 @@ def fit(name: str, config: CoVisitationConfig, data: FitData) -> CoVisitationCha
     table = sp.diags(users**-config.source_exponent) @ table @ sp.diags(users**-config.target_exponent)
     if config.neighbours is not None:
         table = prune(table, config.neighbours)
-    return CoVisitationChannel(name, config, Table.of(table))
+    return ItemTableChannel(name, config, Table.of(table))
 
 
-def load(directory: Path) -> CoVisitationChannel:
+def load(directory: Path) -> ItemTableChannel:
     """Read what `save` wrote."""
-    header = read_header(directory)
-    return CoVisitationChannel(header.name, CoVisitationConfig.parse(header.config), Table.load(directory))
+    return load_item_table(directory, CoVisitationConfig)
 
 
 def count_pairs(events: Events, window: int, gap_exponent: float) -> sp.csr_matrix:

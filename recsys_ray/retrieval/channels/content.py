@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from recsys_ray.core import metrics
 from recsys_ray.core.arrays import FloatArray, Ragged
-from recsys_ray.core.config import Config, override
+from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.index.exact import load_vectors, save_vectors
 from recsys_ray.retrieval.candidates import Candidates, concatenate, top_k
 from recsys_ray.retrieval.channel import Reads
 from recsys_ray.retrieval.channels.files import read_header, write_header
 from recsys_ray.retrieval.channels.fit_data import FitData, ValidationPairs
+from recsys_ray.retrieval.channels.settings import ChannelSettings
 from recsys_ray.retrieval.channels.table import SparseRows, decayed, evidence, in_blocks
 from recsys_ray.retrieval.channels.tfidf import TfIdf, vectorise
 from recsys_ray.retrieval.query import Queries
@@ -29,7 +30,7 @@ _TFIDF, _NEURAL = "tfidf", "neural"
 _AUTO, _TEXT = "auto", "text"
 
 
-class ContentConfig(Config):
+class ContentConfig(ChannelSettings):
     """Likeness of content, item to item.
 
     Attributes:

@@ -7,20 +7,20 @@ from typing import Any, Literal
 import numpy as np
 
 from recsys_ray.core.arrays import FloatArray, IntArray
-from recsys_ray.core.config import Config
 from recsys_ray.core.errors import SpaceError
 from recsys_ray.index.spec import Index, choose, load_index
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
 from recsys_ray.retrieval.channels.files import read_header, write_header
 from recsys_ray.retrieval.channels.fit_data import FitData
+from recsys_ray.retrieval.channels.settings import ChannelSettings
 from recsys_ray.retrieval.channels.table import in_blocks
 from recsys_ray.retrieval.query import Queries
 
 _INDEX = "index"
 
 
-class NearestConfig(Config):
+class NearestConfig(ChannelSettings):
     """Nearest neighbours of the query vector.
 
     Attributes:

@@ -7,19 +7,19 @@ from typing import Literal
 import numpy as np
 
 from recsys_ray.core.arrays import FloatArray, IntArray
-from recsys_ray.core.config import Config
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
 from recsys_ray.retrieval.channels.files import read_header, write_header
 from recsys_ray.retrieval.channels.fit_data import FitData
+from recsys_ray.retrieval.channels.settings import ChannelSettings
 from recsys_ray.retrieval.channels.table import evidence
 from recsys_ray.retrieval.query import Queries
 
 _COUNTS_FILE = "counts.npy"
 
 
-class PopularityConfig(Config):
+class PopularityConfig(ChannelSettings):
     """Events of each item, over all time.
 
     Attributes:
