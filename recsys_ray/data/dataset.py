@@ -17,7 +17,15 @@ from recsys_ray.core.ids import IdMap
 from recsys_ray.core.schema import Fields
 from recsys_ray.data.pictures import INSIDE, PICTURES_FOLDER
 from recsys_ray.data.prepare import FOLDS_FILE, input_files, prepare
-from recsys_ray.data.split import TEST, TRAIN, VALIDATION, VALIDATION_REPEAT, PartArray
+from recsys_ray.data.split import (
+    COLD_TRAIN,
+    COLD_VALIDATION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    VALIDATION_REPEAT,
+    PartArray,
+)
 
 __all__ = ["Dataset", "Fold", "Targets", "fold_of", "input_files", "load_dataset", "prepare"]
 
@@ -29,8 +37,8 @@ class Targets:
     Attributes:
         users: (Q,) user rows.
         history: (Q) item rows that the query may use, oldest first; for test, train and validation events.
-        exclude: (Q) item rows masked from the ranking: all items of the history. A target that repeats in its own
-            history becomes a miss, as published protocols have it.
+        exclude: (Q) item rows masked from the ranking: all items of the history, and the cold ones that the user met
+            at the time (`split.cold_items`). A target among them becomes a miss, as published protocols have it.
         items: (Q) target item rows, at least one each.
         new_users: (Q,) users without an event in the fold's train.
     """
@@ -120,23 +128,27 @@ def load_dataset(artifact: Artifact, pictures: Path | None = None) -> Dataset:
 
 def fold_of(events: Events, part: PartArray) -> Fold:
     """The fold in which event e is `part[e]`, see `data.split`."""
-    train = events.where(part == TRAIN)
-    train_validation = events.where(np.isin(part, (TRAIN, VALIDATION, VALIDATION_REPEAT)))
+
+    def of(*parts: int) -> Events:
+        return events.where(np.isin(part, parts))
+
+    train, train_validation = of(TRAIN), of(TRAIN, VALIDATION, VALIDATION_REPEAT)
+    met, met_later = of(TRAIN, COLD_TRAIN), of(TRAIN, COLD_TRAIN, VALIDATION, VALIDATION_REPEAT, COLD_VALIDATION)
     return Fold(
         train=train,
         train_validation=train_validation,
-        validation=_targets(events.where(part == VALIDATION), train, train),
-        test=_targets(events.where(part == TEST), train_validation, train),
+        validation=_targets(of(VALIDATION, COLD_VALIDATION), train, met, train),
+        test=_targets(of(TEST), train_validation, met_later, train),
     )
 
 
-def _targets(targets: Events, history: Events, train: Events) -> Targets:
+def _targets(targets: Events, history: Events, met: Events, train: Events) -> Targets:
     users = np.flatnonzero(np.diff(targets.offsets))
     known = history.histories.take(users)
     return Targets(
         users=users,
         history=known,
-        exclude=known,
+        exclude=known if len(met) == len(history) else met.histories.take(users),
         items=targets.histories.take(users),
         new_users=np.diff(train.offsets)[users] == 0,
     )

@@ -18,7 +18,9 @@ from recsys_ray.data.rejected import Rejected
 from recsys_ray.data.report_page import render_page
 from recsys_ray.data.roles import Roles
 from recsys_ray.data.split import (
+    COLD_VALIDATION,
     TEST,
+    TEST_REPEAT,
     TRAIN,
     VALIDATION,
     VALIDATION_REPEAT,
@@ -135,12 +137,12 @@ def _fold(clean: CleanEvents, part: PartArray) -> dict[str, int]:
     trained_items = np.bincount(events.items[part == TRAIN], minlength=events.num_items) > 0
     trained_users = np.bincount(events.users[part == TRAIN], minlength=events.num_users) > 0
     figures = {"train_events": int((part == TRAIN).sum())}
-    for name, code in (("validation", VALIDATION), ("test", TEST)):
-        mask = part == code
+    for name, codes in (("validation", (VALIDATION, COLD_VALIDATION)), ("test", (TEST,))):
+        mask = np.isin(part, codes)
         users = np.unique(events.users[mask])
         figures[f"{name}_queries"] = len(users)
         figures[f"{name}_targets"] = int(mask.sum())
         figures[f"{name}_cold_targets"] = int((~trained_items[events.items[mask]]).sum())
         figures[f"{name}_new_users"] = int((~trained_users[users]).sum())
-    figures["repeats_in_windows"] = int((part >= VALIDATION_REPEAT).sum())
+    figures["repeats_in_windows"] = int(np.isin(part, (VALIDATION_REPEAT, TEST_REPEAT)).sum())
     return figures

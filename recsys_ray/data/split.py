@@ -15,6 +15,8 @@ PartArray = npt.NDArray[np.int8]
 
 # What an event is in one fold. Repeats are events of a window that are no target: met before, or twice in the window.
 UNUSED, TRAIN, VALIDATION, TEST, VALIDATION_REPEAT, TEST_REPEAT = -1, 0, 1, 2, 3, 4
+# Events of items that are kept cold: in no training and no history. Those of validation are targets all the same.
+COLD_TRAIN, COLD_VALIDATION = 5, 6
 
 _REAL_TIME_US = 10 * 365 * 86_400 * 1_000_000  # later than about 1980: a date, not a position in a history
 
@@ -29,6 +31,10 @@ class SplitConfig(Config):
             test; no event of the future is ever seen. given: the three parts come as files.
         cuts: How many rolling cuts `global_time` makes; the windows end with the data and follow each other.
         window: Share of all events in one window of `global_time`.
+        cold_items: This share of the items that have events is kept cold, to measure what nobody has met yet: their
+            events are in no training data and no history, their catalogue content stays, and events of validation and
+            test that find them remain as queries. What a user met is never a candidate for that user, cold or not.
+        seed: Of the draw of the cold items.
         validation_events: The validation part of `given`: a file, a folder or a glob.
         test_events: The test part of `given`: a file, a folder or a glob.
     """
@@ -36,6 +42,8 @@ class SplitConfig(Config):
     protocol: Literal["leave_one_out", "global_time", "given"] = "leave_one_out"
     cuts: int = Field(5, ge=1)
     window: float = Field(0.05, gt=0.0, lt=0.5)
+    cold_items: float = Field(0.0, ge=0.0, lt=1.0)
+    seed: int = Field(0, ge=0)
     validation_events: str | None = execution(None)
     test_events: str | None = execution(None)
 
@@ -66,13 +74,17 @@ def split_events(events: Events, config: SplitConfig, parts: PartArray | None) -
     Returns:
         One (E,) array a fold.
     """
-    if config.protocol == "leave_one_out":
-        return [_leave_one_out(events)]
-    if config.protocol == "global_time":
-        return _global_time(events, config)
-    if parts is None:
-        raise ValueError("the protocol 'given' needs the part of each event")
-    return [_given(events, parts)]
+    cold = cold_items(events, config.cold_items, config.seed)
+    return [_with_cold(part, cold[events.items]) for part in _parts(events, config, parts)]
+
+
+def cold_items(events: Events, share: float, seed: int) -> BoolArray:
+    """(N,) which items are kept cold: this share of those that have events, the same ones for the same seed."""
+    known = np.flatnonzero(events.item_counts())
+    drawn = np.random.default_rng(seed).permutation(known)[: round(share * len(known))]
+    cold = np.zeros(events.num_items, bool)
+    cold[drawn] = True
+    return cold
 
 
 def has_real_time(events: Events) -> bool:
@@ -87,6 +99,26 @@ def future_share(events: Events, part: PartArray) -> float:
     if not len(train) or not len(targets):
         return 0.0
     return float(1.0 - np.searchsorted(train, targets, side="right").mean() / len(train))
+
+
+def _parts(events: Events, config: SplitConfig, parts: PartArray | None) -> list[PartArray]:
+    """The protocol's parts, all items alike."""
+    if config.protocol == "leave_one_out":
+        return [_leave_one_out(events)]
+    if config.protocol == "global_time":
+        return _global_time(events, config)
+    if parts is None:
+        raise ValueError("the protocol 'given' needs the part of each event")
+    return [_given(events, parts)]
+
+
+def _with_cold(part: PartArray, cold: BoolArray) -> PartArray:
+    """The parts with the (E,) events of cold items taken out of train and histories."""
+    moved = {TRAIN: COLD_TRAIN, VALIDATION: COLD_VALIDATION, VALIDATION_REPEAT: UNUSED}
+    result = part.copy()
+    for before, after in moved.items():
+        result[cold & (part == before)] = after
+    return result
 
 
 def _leave_one_out(events: Events) -> PartArray:

@@ -12,6 +12,7 @@ from recsys_ray.data.split import (
     UNUSED,
     VALIDATION,
     SplitConfig,
+    cold_items,
     future_share,
     has_real_time,
     split_events,
@@ -127,6 +128,65 @@ def test_given(raw, data):
                 assert found[user] == (history, sorted(wanted), not trained)
 
 
+PROTOCOLS = {
+    "leave_one_out": {},
+    "global_time": {"cuts": 2, "window": 0.15},
+    "given": {"validation_events": "v", "test_events": "t"},
+}
+
+
+def split_with(events, protocol, parts, **changes):
+    config = SplitConfig(protocol=protocol, **PROTOCOLS[protocol], **changes)
+    try:
+        return split_events(events, config, parts)
+    except DataError:
+        reject()  # too many events share a moment
+
+
+@given(rows(1000), st.sampled_from(list(PROTOCOLS)), st.floats(0, 0.9), st.integers(0, 3), st.data())
+def test_cold_items_are_in_no_training_and_no_history_and_still_asked_for(raw, protocol, share, seed, data):
+    events = build(raw)
+    codes = st.sampled_from([TRAIN, VALIDATION, TEST])
+    given_parts = np.array(data.draw(st.lists(codes, min_size=len(raw), max_size=len(raw))), np.int8)
+    cold = cold_items(events, share, seed)
+    assert cold.sum() == round(share * len(np.unique(events.items)))
+    assert set(np.flatnonzero(cold)) <= set(events.items.tolist())
+    whole = split_with(events, protocol, given_parts)
+    parts = split_with(events, protocol, given_parts, cold_items=share, seed=seed)
+    for before, part in zip(whole, parts, strict=True):
+        plain, fold = fold_of(events, before), fold_of(events, part)
+        for one in (fold.train, fold.train_validation):
+            assert not cold[one.items].any()
+        kept = ~cold[plain.train.items]
+        assert fold.train.items.tolist() == plain.train.items[kept].tolist()
+        for warm, targets in ((plain.validation, fold.validation), (plain.test, fold.test)):
+            assert targets.users.tolist() == warm.users.tolist()
+            assert targets.items.values.tolist() == warm.items.values.tolist()  # cold or not: all remain as queries
+            assert targets.exclude.values.tolist() == warm.exclude.values.tolist()  # what was met is never offered
+            for row in range(len(targets)):
+                met = warm.history[row]
+                assert targets.history[row].tolist() == met[~cold[met]].tolist()
+
+
+@given(rows(1000), st.sampled_from(list(PROTOCOLS)), st.integers(0, 3), st.data())
+def test_without_cold_items_the_seed_changes_nothing(raw, protocol, seed, data):
+    events = build(raw)
+    codes = st.sampled_from([TRAIN, VALIDATION, TEST])
+    given_parts = np.array(data.draw(st.lists(codes, min_size=len(raw), max_size=len(raw))), np.int8)
+    before = split_with(events, protocol, given_parts)
+    after = split_with(events, protocol, given_parts, cold_items=0.0, seed=seed)
+    assert [part.tobytes() for part in before] == [part.tobytes() for part in after]
+    assert all(set(np.unique(part)) <= set(range(UNUSED, 5)) for part in after)
+
+
+def test_cold_items_follow_the_seed():
+    events = build([(place % USERS, place % ITEMS, place) for place in range(40)])
+    drawn = [cold_items(events, 0.5, seed) for seed in (0, 0, 1, 2)]
+    assert (drawn[0] == drawn[1]).all()
+    assert any((drawn[0] != other).any() for other in drawn[2:])
+    assert [int(one.sum()) for one in drawn] == [ITEMS // 2] * 4
+
+
 def test_real_time_and_the_share_of_the_future():
     positions = build([(0, place, place) for place in range(5)])
     assert not has_real_time(positions)
@@ -146,6 +206,7 @@ def test_real_time_and_the_share_of_the_future():
         ({"cuts": 10, "window": 0.1}, r"\(cuts \+ 1\) \* window < 1"),
         ({"protocol": "given"}, "validation_events and test_events"),
         ({"test_events": "x"}, "only with protocol=given"),
+        ({"cold_items": 1.0}, "split.cold_items: got 1.0"),
     ],
 )
 def test_wrong_settings_are_explained(values, message):
