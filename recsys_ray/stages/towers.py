@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from recsys_ray.core.arrays import FloatArray
@@ -25,8 +26,8 @@ from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.on_ray import fit_on_ray
 from recsys_ray.training.progress import TrainResult
 
-TRAIN_VERSION = 1
-EMBED_VERSION = 1
+TRAIN_VERSION = 2
+EMBED_VERSION = 2
 RECORDS_FILE = "training.json"
 VECTORS_KIND = "vectors"
 VECTORS_FILE = "vectors.parquet"
@@ -61,7 +62,7 @@ def train(work: Work, data: Data, features: Features, scope: Scope) -> Artifact:
         torch.manual_seed(config.training.seed)
         dims = {modality: table.vectors.shape[1] for modality, table in features.tables.items()}
         model = build(config.model, data.dataset.fields, len(data.dataset.item_ids), dims)
-        inputs = item_inputs(work, data, features, model)
+        inputs = item_inputs(work, data, features, model, scope)
         train_input = TrainInput(inputs, scope.events, _validation(scope), data.user_tokens)
         result = _fit(work, model, train_input, scope, key)
         model.load_state_dict(result.weights)
@@ -89,7 +90,7 @@ def embed(work: Work, data: Data, features: Features, towers: Artifact, scope: S
 
     def write(directory: Path) -> Mapping[str, Any]:
         model = load_towers(towers.path)
-        vectors = _embed(work, towers, model, item_inputs(work, data, features, model))
+        vectors = _embed(work, towers, model, item_inputs(work, data, features, model, scope))
         write_vectors(directory / VECTORS_FILE, data.dataset.item_ids.ids, vectors)
         return {"space_id": read_space_id(towers.path), "items": len(vectors), "dim": vectors.shape[1]}
 
@@ -105,11 +106,13 @@ def load_embedded(towers: Artifact, vectors_artifact: Artifact) -> Towers:
     return Towers(towers, vectors, vectors_artifact, str(vectors_artifact.summary["space_id"]))
 
 
-def item_inputs(work: Work, data: Data, features: Features, model: TwoTower) -> ItemInputs:
-    """What the item tower reads of the whole catalogue."""
+def item_inputs(work: Work, data: Data, features: Features, model: TwoTower, scope: Scope) -> ItemInputs:
+    """What the item tower reads of the whole catalogue; an id says something only where there is an event of it."""
     dataset = data.dataset
+    known = scope.events.item_counts() > 0
+    id_rows = np.where(known, np.arange(len(known), dtype=np.int64), -1)
     return build_item_inputs(
-        dataset.items, dataset.fields, work.config.model, features.tables, trained_backbones(model)
+        dataset.items, dataset.fields, work.config.model, features.tables, trained_backbones(model), id_rows
     )
 
 
