@@ -1,7 +1,7 @@
 """Sparse tables and how queries read them: what item-to-item channels and TF-IDF share.
 
-Batches and single queries, dense scores and candidate lists add up the same numbers in the same order, so they are
-equal to the last bit and ties fall the same way everywhere.
+Batches and single queries, dense scores and candidate lists add up the same numbers in the same order, in float64, in
+which a product of two float32 is exact. So they are equal to the last bit and ties fall the same way everywhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
@@ -16,7 +17,10 @@ from recsys_ray.core.errors import ArtifactError
 from recsys_ray.retrieval.candidates import Candidates, concatenate, top_k
 from recsys_ray.retrieval.query import Queries
 
-_BLOCK_VALUES = 4_000_000  # values added up at once, about 100 MB
+Values = npt.NDArray[np.float64]
+
+_BLOCK_VALUES = 4_000_000  # scores added up at once, about 50 MB
+_MOST_DENSE_CELLS = 30_000_000  # 240 MB
 _LEAST_WEIGHT = 1e-6  # a history step that counts less than this is invisible in float32
 _PARTS = ("indptr", "indices", "data")
 
@@ -97,28 +101,32 @@ class Table:
 
     def scores(self, rows: SparseRows) -> FloatArray:
         """(B, N) each query's weighted sum of table rows; 0 where nothing was added. The caller bounds B."""
-        result = np.zeros((len(rows.columns), self.num_columns), np.float32)
-        for start, stop in self._blocks(rows):
-            queries, columns, values = self._entries(rows.slice(start, stop))
-            flat = np.bincount(
-                queries * self.num_columns + columns, values, minlength=(stop - start) * self.num_columns
-            )
-            result[start:stop] = flat.reshape(stop - start, self.num_columns)
-        return result
+        wanted, places = np.unique(rows.columns.values, return_inverse=True)
+        part = _quick(self.matrix()[wanted].astype(np.float64))
+        coefficients = SparseRows(Ragged(places, rows.columns.offsets), rows.values)
+
+        def score(start: int, stop: int) -> FloatArray:
+            block = coefficients.slice(start, stop)
+            entries = (block.values.astype(np.float64), block.columns.values, block.columns.offsets)
+            added = sp.csr_matrix(entries, (stop - start, len(wanted))) @ part
+            total: FloatArray = added.toarray() if sp.issparse(added) else added
+            return total
+
+        return in_blocks(len(rows.columns), self.num_columns, score)
 
     def best(self, rows: SparseRows, queries: Queries, k: int) -> Candidates:
         """The k best columns of each query that have a positive score and may come back."""
         if len(queries) == 1:
             return self._best_of_one(rows, queries, k)
         parts = []
-        for start, stop in self._blocks(rows):
+        for start, stop in _blocks(len(queries), self.num_columns):
             block = queries.take(np.arange(start, stop))
             parts.append(top_k(evidence(block, self.scores(rows.slice(start, stop))), k))
         return concatenate(parts) if parts else Candidates.empty(0, k)
 
     def _best_of_one(self, rows: SparseRows, queries: Queries, k: int) -> Candidates:
         """The same for one query, looking only at the columns that were touched."""
-        _, columns, values = self._entries(rows)
+        columns, values = self._entries(rows)
         if len(columns) * 8 < self.num_columns:
             touched, inverse = np.unique(columns, return_inverse=True)
             scores = np.bincount(inverse, values, minlength=len(touched)).astype(np.float32)
@@ -132,29 +140,15 @@ class Table:
         found.rows[:] = np.where(found.rows >= 0, touched[found.rows] if len(touched) else -1, -1)
         return found
 
-    def _entries(self, rows: SparseRows) -> tuple[IntArray, IntArray, FloatArray]:
-        """All table entries that the queries read: query, column, coefficient times value."""
+    def _entries(self, rows: SparseRows) -> tuple[IntArray, Values]:
+        """All table entries that the queries read: column, and coefficient times value."""
         wanted = rows.columns.values
         starts = self.indptr[wanted]
         lengths = self.indptr[wanted + 1] - starts
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
         places = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
-        values = self.data[places] * np.repeat(rows.values, lengths)
-        queries = np.repeat(rows.columns.row_of_value, lengths) if len(rows.columns) > 1 else np.zeros(1, np.int64)
-        return queries, self.indices[places], values
-
-    def _blocks(self, rows: SparseRows) -> Iterator[tuple[int, int]]:
-        """Ranges of queries that read at most about `_BLOCK_VALUES` entries and fill as many scores."""
-        wanted = rows.columns.values
-        read = np.concatenate([[0], np.cumsum(self.indptr[wanted + 1] - self.indptr[wanted])])[rows.columns.offsets]
-        cost = read + np.arange(len(rows.columns) + 1) * self.num_columns
-        start = 0
-        while start < len(rows.columns):
-            stop = int(np.searchsorted(cost, cost[start] + _BLOCK_VALUES, "right")) - 1
-            stop = min(max(stop, start + 1), len(rows.columns))
-            yield start, stop
-            start = stop
+        return self.indices[places], self.data[places] * np.repeat(rows.values.astype(np.float64), lengths)
 
 
 def decayed(history: Ragged, decay: float, last: int) -> SparseRows:
@@ -184,21 +178,49 @@ def may_come_back(rows: IntArray, queries: Queries) -> BoolArray:
     return allowed if queries.allowed is None else allowed & queries.allowed[rows]
 
 
-def prune(matrix: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
-    """Keep the `neighbours` largest values of each row; of equal ones those of lower columns."""
-    matrix = sp.csr_matrix(matrix)
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
-    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
-    kept = order[place < neighbours]
-    return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)
+def prune(matrix: sp.csr_matrix, neighbours: int | None) -> sp.csr_matrix:
+    """Keep the `neighbours` values of each row that are farthest from 0, of equal ones those of lower columns.
+
+    Args:
+        matrix: In canonical form.
+        neighbours: None keeps all.
+    """
+    if neighbours is None:
+        return matrix
+    sizes, offsets = np.abs(matrix.data), matrix.indptr
+    kept = np.ones(matrix.nnz, bool)
+    for row in np.flatnonzero(np.diff(offsets) > neighbours):
+        part = slice(offsets[row], offsets[row + 1])
+        kept[part] = _largest(sizes[part], neighbours)
+    places = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
+    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], places[offsets]), matrix.shape)
+
+
+def _largest(values: FloatArray, count: int) -> BoolArray:
+    """Which are the `count` largest; of equal ones the first."""
+    least = np.partition(values, -count)[-count]
+    kept: BoolArray = values > least
+    kept[np.flatnonzero(values == least)[: count - np.count_nonzero(kept)]] = True
+    return kept
 
 
 def in_blocks(num_queries: int, num_items: int, score: Callable[[int, int], FloatArray]) -> FloatArray:
     """(B, N) filled by `score(start, stop)` a block of queries at a time."""
     result = np.empty((num_queries, num_items), np.float32)
-    size = max(1, _BLOCK_VALUES // max(num_items, 1))
-    for start in range(0, num_queries, size):
-        stop = min(start + size, num_queries)
+    for start, stop in _blocks(num_queries, num_items):
         result[start:stop] = score(start, stop)
     return result
+
+
+def _blocks(num_queries: int, num_items: int) -> Iterator[tuple[int, int]]:
+    """Ranges of queries with about `_BLOCK_VALUES` scores each."""
+    size = max(1, _BLOCK_VALUES // max(num_items, 1))
+    for start in range(0, num_queries, size):
+        yield start, min(start + size, num_queries)
+
+
+def _quick(table: sp.csr_matrix) -> sp.csr_matrix | Values:
+    """The table as what multiplies fastest: dense where an eighth of it is filled and it fits."""
+    cells = table.shape[0] * table.shape[1]
+    dense: Values = table.toarray() if table.nnz * 8 > cells and cells <= _MOST_DENSE_CELLS else table
+    return dense
