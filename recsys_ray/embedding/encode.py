@@ -118,7 +118,7 @@ def embed_items(model: TwoTower, inputs: ItemInputs, batch_size: int) -> FloatAr
     """
     training = model.training
     device = next(model.parameters()).device
-    vectors = np.zeros((len(inputs), model.config.dim), np.float32)
+    vectors = np.zeros((len(inputs), model.config.width), np.float32)
     model.eval()
     for start, rows in _row_blocks(len(inputs), batch_size):
         vectors[start : start + batch_size] = model.item_tower(inputs.take(rows).to(device)).float().cpu().numpy()

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from recsys_ray.core.schema import Fields
 from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_tower import Attributes, FrozenFeatures, IdResidual, ItemTower, TrainedBackbone
+from recsys_ray.encoders.members import ItemTowers, UserTowers
 from recsys_ray.encoders.modality import (
     ATTRIBUTES,
     ID,
@@ -34,6 +35,8 @@ from recsys_ray.encoders.modality import (
 )
 from recsys_ray.encoders.user_tower import UserTower, UserTowerConfig
 
+Member = Literal["all", "content", "id"]
+
 WEIGHTS_FILE = "towers.safetensors"
 SPEC_FILE = "tower.json"
 BACKBONES = "backbones"  # folder of one sub-folder a modality
@@ -43,7 +46,9 @@ class TwoTowerConfig(Config):
     """Item tower and user tower. A modality that is null is not read; one that the data lacks is left out.
 
     Attributes:
-        dim: Length D of the vectors.
+        dim: Length D of a member's vectors.
+        members: The models of the ensemble, each by the modalities it reads: "all", "content" (all but the id) or "id".
+            Their vectors stand side by side, so that the space has D numbers a member.
         temperature: Scores are cosines divided by it in the loss.
         modality_dropout: Probability that a content modality of an item is hidden in a training step, never all.
         alone: Probability that an item shows a single modality in a training step, as a text query does later.
@@ -56,6 +61,7 @@ class TwoTowerConfig(Config):
     """
 
     dim: int = Field(64, ge=4)
+    members: tuple[Member, ...] = Field(("all",), min_length=1)
     temperature: float = Field(0.05, gt=0)
     modality_dropout: float = Field(0.1, ge=0, lt=1)
     alone: float = Field(0.03, ge=0, lt=1)
@@ -65,6 +71,18 @@ class TwoTowerConfig(Config):
     vectors: VectorsConfig | None = VectorsConfig()
     id: IdConfig | None = IdConfig()
     user: UserTowerConfig = UserTowerConfig()
+
+    @property
+    def width(self) -> int:
+        """Length of the vectors of all members together."""
+        return self.dim * len(self.members)
+
+    @model_validator(mode="after")
+    def _one_member_trains_backbones(self) -> "TwoTowerConfig":
+        trained = [name for name, one in ((TEXT, self.text), (IMAGE, self.image)) if one and one.mode == "full"]
+        if trained and len(self.members) > 1:
+            raise ValueError(f"one member where {' and '.join(trained)} mode is full: a backbone is trained once")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> "TwoTowerConfig":
@@ -126,19 +144,26 @@ class TwoTower(nn.Module):
     see each access when training goes through the forward of this root.
     """
 
-    def __init__(self, config: TwoTowerConfig, spec: TowerSpec, item_tower: ItemTower, user_tower: UserTower) -> None:
+    def __init__(self, config: TwoTowerConfig, spec: TowerSpec, item_tower: ItemTowers, user_tower: UserTowers) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
         self.item_tower = item_tower
         self.user_tower = user_tower
 
-    def forward(self, batch: TrainBatch) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"], Float[Tensor, "n D"]]:
-        """Unit vectors for the loss: queries at the P supervised positions, their targets, and the negatives."""
+    def forward(
+        self, batch: TrainBatch
+    ) -> tuple[Float[Tensor, "P M D"], Float[Tensor, "P M D"], Float[Tensor, "n M D"]]:
+        """Vectors for the loss, by member: queries at the P supervised positions, their targets, and the negatives.
+
+        The M parts of a vector have length 1 together.
+        """
         items = self.item_tower(batch.items)
         outputs = self.user_tower(gather(items, batch.history), batch.history >= 0, batch.user_tokens)
         supervised = batch.targets >= 0
-        return outputs[supervised], gather(items, batch.targets[supervised]), gather(items, batch.negatives)
+        vectors = outputs[supervised], gather(items, batch.targets[supervised]), gather(items, batch.negatives)
+        queries, targets, negatives = (one.unflatten(-1, (len(self.config.members), -1)) for one in vectors)
+        return queries, targets, negatives
 
 
 def gather(vectors: Float[Tensor, "m D"], rows: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
@@ -232,7 +257,7 @@ def space_id(model: TwoTower, backbone_ids: Mapping[str, str]) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return f"towers-{model.config.dim}-{digest.hexdigest()[:16]}"
+    return f"towers-{model.config.width}-{digest.hexdigest()[:16]}"
 
 
 def saved_backbones(directory: Path) -> dict[str, str]:
@@ -243,7 +268,7 @@ def saved_backbones(directory: Path) -> dict[str, str]:
 
 def trained_backbones(model: TwoTower) -> dict[str, Any]:
     """Modality name to the backbone that is trained inside the model, where the mode is "full"."""
-    tower = model.item_tower
+    tower = model.item_tower.towers[0]
     pairs = zip(tower.names, tower.encoders, strict=True)
     return {name: encoder.backbone for name, encoder in pairs if isinstance(encoder, TrainedBackbone)}
 
@@ -278,6 +303,26 @@ def vector_columns(config: TwoTowerConfig, fields: Fields) -> tuple[str, ...]:
 
 def _assemble(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str]) -> TwoTower:
     """Towers with fresh weights; trained backbones come from `folders` where given, else from the configuration."""
+    items = [_item_tower(config, spec, folders, member) for member in config.members]
+    users = [UserTower(config.user, config.dim, spec.num_user_tokens) for _ in config.members]
+    return TwoTower(config, spec, ItemTowers(items), UserTowers(users))
+
+
+def _item_tower(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str], member: Member) -> ItemTower:
+    encoders = _content_encoders(config, spec, folders) if member != "id" else {}
+    if config.id is not None and member != "content":
+        encoders[ID] = IdResidual(spec.num_items, config.dim)
+    if not encoders:
+        raise ConfigError(
+            "model",
+            f"no modality for the member {member!r}",
+            "text, image, attributes, vectors or id that the data has",
+        )
+    dropouts = [config.id.dropout if name == ID and config.id else config.modality_dropout for name in encoders]
+    return ItemTower(tuple(encoders), tuple(encoders.values()), dropouts, config.alone, config.dim)
+
+
+def _content_encoders(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str]) -> dict[str, nn.Module]:
     encoders: dict[str, nn.Module] = {}
     for name, modality in ((TEXT, config.text), (IMAGE, config.image)):
         if modality is not None and modality.mode == "full":
@@ -287,20 +332,14 @@ def _assemble(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str
         encoders[name] = FrozenFeatures(num_features, config.dim)
     if config.attributes is not None and (spec.num_tokens > 1 or spec.num_numeric):
         encoders[ATTRIBUTES] = Attributes(spec.num_tokens, spec.num_numeric, config.dim)
-    if config.id is not None:
-        encoders[ID] = IdResidual(spec.num_items, config.dim)
-    if not encoders:
-        raise ConfigError("model", "no modality at all", "text, image, attributes, vectors or id that the dataset has")
-    dropouts = [config.id.dropout if name == ID and config.id else config.modality_dropout for name in encoders]
-    item_tower = ItemTower(tuple(encoders), tuple(encoders.values()), dropouts, config.alone, config.dim)
-    return TwoTower(config, spec, item_tower, UserTower(config.user, config.dim, spec.num_user_tokens))
+    return encoders
 
 
 def _own_weights(model: TwoTower, trained: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state without the trained backbones, which are saved in folders of their own."""
     inside = tuple(
-        f"item_tower.encoders.{column}.backbone."
-        for column, name in enumerate(model.item_tower.names)
+        f"item_tower.members.0.encoders.{column}.backbone."
+        for column, name in enumerate(model.item_tower.towers[0].names)
         if name in trained
     )
     state = model.state_dict()

@@ -61,7 +61,7 @@ class TowerQueryEncoder:
     backbones: BackboneLoader
 
     def __post_init__(self) -> None:
-        dim, came = self.model.config.dim, self.item_vectors.shape[1]
+        dim, came = self.model.config.width, self.item_vectors.shape[1]
         if dim != came:
             raise SpaceError(f"the towers of space {self.space_id} give {dim} dimensions, the item vectors have {came}")
 
@@ -98,7 +98,7 @@ class TowerQueryEncoder:
 
     def _of_histories(self, history: Ragged, user_tokens: IntArray | None) -> FloatArray:
         """(B, D) the user tower's answer; zeros where there is neither a history nor an attribute."""
-        vectors = np.zeros((len(history), self.model.config.dim), np.float32)
+        vectors = np.zeros((len(history), self.model.config.width), np.float32)
         known = history.lengths > 0
         if user_tokens is not None:
             known = known | user_tokens.any(1)

@@ -135,7 +135,7 @@ def _embed(work: Work, towers: Artifact, model: TwoTower, inputs: ItemInputs) ->
     work.need_ray()
     pool = Pool(settings.actors, settings.cpus, settings.gpus)
     scratch = Path(work.config.storage) / "scratch"
-    return embed_items_on_ray(towers.path, model.config.dim, inputs, scratch, settings.batch_size, pool)
+    return embed_items_on_ray(towers.path, model.config.width, inputs, scratch, settings.batch_size, pool)
 
 
 def _validation(scope: Scope) -> Validation | None:

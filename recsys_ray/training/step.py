@@ -45,15 +45,17 @@ def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Te
     """This rank's part of the loss: over all ranks they add up to the mean over the global batch's positions."""
     queries, targets, negatives = engine.model(batch.inputs)
     gathered = gather_with_gradient(negatives, len(batch.negative_rows))
-    total = sampled_softmax(
-        queries,
-        targets,
-        batch.target_rows,
-        gathered,
-        batch.negative_rows,
-        batch.log_expected,
-        (temperature, batch.weights),
-    )
+    # Members learn apart. Their parts of unit vectors are shorter by the root of M, so a dot product by M.
+    members = queries.shape[1]
+    losses = [
+        sampled_softmax(
+            *(queries[:, member], targets[:, member], batch.target_rows),
+            *(gathered[:, member], batch.negative_rows, batch.log_expected),
+            scale=(temperature / members, batch.weights),
+        )
+        for member in range(members)
+    ]
+    total = torch.stack(losses).sum()
     return total / batch.num_positions
 
 

@@ -59,7 +59,7 @@ def test_every_subset_of_modalities_gives_a_unit_vector():
 def test_an_item_that_lacks_everything_gets_the_learned_vector():
     model = make_model()
     vectors = model.item_tower(make_inputs(torch.zeros(3, 5, dtype=torch.bool)))
-    empty = model.item_tower.empty / model.item_tower.empty.norm()
+    empty = model.item_tower.towers[0].empty / model.item_tower.towers[0].empty.norm()
     assert torch.allclose(vectors, empty.expand(3, -1))
 
 

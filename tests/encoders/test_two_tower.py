@@ -45,9 +45,9 @@ def test_forward_answers_for_the_supervised_positions_in_row_order():
     queries, targets, negatives = model(batch)
     items = model.item_tower(batch.items)
     outputs = model.user_tower(items[batch.history.clamp(min=0)], batch.history >= 0, None)
-    assert torch.allclose(queries, torch.cat([outputs[0, :2], outputs[1]]), atol=1e-6)
-    assert torch.equal(targets, items[[0, 1, 3, 4, 5]])
-    assert torch.equal(negatives, items[6:])
+    assert torch.allclose(queries.flatten(1), torch.cat([outputs[0, :2], outputs[1]]), atol=1e-6)
+    assert torch.equal(targets.flatten(1), items[[0, 1, 3, 4, 5]])
+    assert torch.equal(negatives.flatten(1), items[6:])
 
 
 def test_a_few_steps_learn_the_next_item():
@@ -56,7 +56,7 @@ def test_a_few_steps_learn_the_next_item():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(60):
-        queries, targets, negatives = model(batch)
+        queries, targets, negatives = (vectors.flatten(1) for vectors in model(batch))
         logits = (
             torch.cat([(queries * targets).sum(1, keepdim=True), queries @ negatives.T], 1) / model.config.temperature
         )

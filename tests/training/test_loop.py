@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     towers: TwoTower, data: TrainInput, settings: Settings
 ) -> None:
     with torch.no_grad():
-        towers.user_tower.start.fill_(torch.nan)
+        towers.user_tower.members[0].start.fill_(torch.nan)
     rows = {name: tensor.clone() for name, tensor in towers.item_tower.state_dict().items()}
     with pytest.raises(TrainingError, match=r"loss of step 0 is nan.*training\.learning_rate"):
         fit_in_process(towers, data, settings())
@@ -131,10 +131,10 @@ def test_user_attributes_are_trained_on_and_validated_with(
 ) -> None:
     fields = Fields(user_tokens={"age=1": 1, "age=2": 2})
     model = build(towers.config, fields, len(data.inputs), {})
-    before = model.user_tower.attributes.weight.detach().clone()
+    before = model.user_tower.members[0].attributes.weight.detach().clone()
     tokens = np.random.default_rng(0).integers(1, 3, (30, 1))
     fit_in_process(model, replace(data, user_tokens=tokens), settings(epochs=1))
-    assert (model.user_tower.attributes.weight[1:] != before[1:]).any(1).all()
+    assert (model.user_tower.members[0].attributes.weight[1:] != before[1:]).any(1).all()
 
 
 def test_workers_need_ray(towers: TwoTower, data: TrainInput, settings: Settings) -> None:

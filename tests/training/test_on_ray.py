@@ -80,7 +80,7 @@ def test_zero_3_returns_whole_weights_and_a_nan_loss_ends_a_run_without_restarts
 ) -> None:
     broken = copy.deepcopy(towers)
     with torch.no_grad():
-        broken.user_tower.start.fill_(torch.nan)
+        broken.user_tower.members[0].start.fill_(torch.nan)
     expected = fit_in_process(copy.deepcopy(towers), data, settings(epochs=2))
 
     # Both at once: most of their time is the start of processes.

@@ -181,5 +181,5 @@ def test_writing_a_run_s_first_weights_again_leaves_the_checkpoint_they_came_fro
             for parameter in model.parameters():
                 parameter.add_(shift)
         folder = _fresh(tmp_path / "first", lambda path: save_towers(path, model, {}))
-        assert torch.equal(load_towers(folder).item_tower.empty, model.item_tower.empty)
+        assert torch.equal(load_towers(folder).item_tower.towers[0].empty, model.item_tower.towers[0].empty)
     assert source.read_bytes() == before
