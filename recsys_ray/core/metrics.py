@@ -14,21 +14,24 @@ from recsys_ray.core.arrays import FloatArray, IntArray
 RankArray = npt.NDArray[np.float64]
 
 
-def mean_ranks(scores: FloatArray, targets: IntArray) -> RankArray:
-    """Rank of one target a row in its row of scores, ties counted at their mean.
+def mean_ranks(scores: FloatArray, targets: IntArray, queries: IntArray | None = None) -> RankArray:
+    """Rank of each target in its query's row of scores, ties counted at their mean.
 
     Args:
-        scores: (T, N); minus infinity where an item is excluded or not scored.
-        targets: (T,) the column of each row's target.
+        scores: (Q, N); minus infinity where an item is excluded or not scored.
+        targets: (T,) the column of each target.
+        queries: (T,) the row of each target; None where there is one target a row.
 
     Returns:
         (T,) from 0; infinity where the target itself has minus infinity.
     """
-    own = scores[np.arange(len(targets)), targets][:, None]
-    above: RankArray = np.count_nonzero(scores > own, axis=1).astype(np.float64)
-    ties: RankArray = np.count_nonzero(scores == own, axis=1).astype(np.float64) - 1
-    ranks = above + ties / 2.0
-    ranks[np.isneginf(own[:, 0])] = np.inf
+    rows = np.arange(len(targets)) if queries is None else queries
+    own = scores[rows, targets]
+    ranks: RankArray = np.full(len(targets), np.inf)
+    # A row at a time stays in the processor's cache and needs no copy of the scores, however many targets share a row.
+    for place in np.flatnonzero(~np.isneginf(own)).tolist():
+        row, score = scores[rows[place]], own[place]
+        ranks[place] = np.count_nonzero(row > score) + (np.count_nonzero(row == score) - 1) / 2
     return ranks
 
 

@@ -1,15 +1,23 @@
 """The k best of each row of scores, the same everywhere: by falling score, equal scores by rising column."""
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys_ray.core.arrays import FloatArray, IntArray
+
+_CELLS_AT_ONCE = 1 << 20  # bounds what is held beside the scores to some 40 MB, however many of them are equal
+_LOWEST = np.finfo(np.float32).min
+_COLUMN_BITS = np.uint64(32)
+_COLUMN_MASK = np.uint64(0xFFFF_FFFF)
+
+Keys = npt.NDArray[np.uint64]
 
 
 def top_k_columns(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
     """Choose the k best columns of each row; minus infinity is never chosen.
 
     Args:
-        scores: (B, N).
+        scores: (B, N) float32, not NaN.
         k: How many; the result is k wide also when k > N.
 
     Returns:
@@ -18,31 +26,45 @@ def top_k_columns(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
     num_queries, num_items = scores.shape
     columns = np.full((num_queries, k), -1, np.int64)
     values = np.full((num_queries, k), -np.inf, np.float32)
-    width = min(k, num_items)
-    if width == 0:
+    if min(num_items, k) == 0:
         return columns, values
-    chosen = _chosen(scores, width)
-    best = np.take_along_axis(scores, chosen, 1)
-    order = np.argsort(-best, axis=1, kind="stable")
-    best = np.take_along_axis(best, order, 1).astype(np.float32)
-    columns[:, :width] = np.where(np.isneginf(best), -1, np.take_along_axis(chosen, order, 1))
-    values[:, :width] = best
+    step = max(1, _CELLS_AT_ONCE // num_items)
+    for start in range(0, num_queries, step):
+        block = slice(start, start + step)
+        _fill(scores[block], k, columns[block], values[block])
     return columns, values
 
 
-def _chosen(scores: FloatArray, width: int) -> IntArray:
-    """(B, width) the chosen columns of each row, rising."""
-    num_items = scores.shape[1]
-    if width == num_items:
-        return np.broadcast_to(np.arange(num_items, dtype=np.int64), scores.shape)
-    chosen = np.argpartition(scores, num_items - width, axis=1)[:, num_items - width :]
-    chosen.sort(axis=1)
-    # argpartition cuts through equal scores anywhere; where it did, the lowest columns must win.
-    least = np.take_along_axis(scores, chosen, 1).min(1)
-    num_equal = (scores == least[:, None]).sum(1)
-    num_equal_chosen = (np.take_along_axis(scores, chosen, 1) == least[:, None]).sum(1)
-    for row in np.flatnonzero((num_equal > num_equal_chosen) & ~np.isneginf(least)):
-        above = np.flatnonzero(scores[row] > least[row])
-        equal = np.flatnonzero(scores[row] == least[row])[: width - len(above)]
-        chosen[row] = np.sort(np.concatenate([above, equal]))
-    return chosen.astype(np.int64)
+def _fill(scores: FloatArray, k: int, columns: IntArray, values: FloatArray) -> None:
+    """Write the best of a few rows: those that may be among the k are found by one comparison, then sorted."""
+    flat = np.flatnonzero(scores >= _thresholds(scores, k)[:, None])
+    query, column = np.divmod(flat, scores.shape[1])
+    counts = np.bincount(query, minlength=len(scores))
+    place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keys = np.full((len(scores), int(counts.max(initial=0))), np.iinfo(np.uint64).max)
+    keys[query, place] = _keys(scores[query, column], column)
+    keys.sort(axis=1)
+    best = keys[:, :k]
+    found = best < np.iinfo(np.uint64).max
+    width = best.shape[1]
+    columns[:, :width] = np.where(found, (best & _COLUMN_MASK).astype(np.int64), -1)
+    values[:, :width] = np.where(found, np.take_along_axis(scores, np.maximum(columns[:, :width], 0), 1), -np.inf)
+
+
+def _thresholds(scores: FloatArray, k: int) -> FloatArray:
+    """(B,) a finite score that at least k columns of the row reach, where k do: the k-th best of the groups' best."""
+    num_queries, num_items = scores.shape
+    groups = max(4 * k, num_items // 16)
+    size = num_items // groups
+    if size < 2:
+        return np.full(num_queries, _LOWEST)
+    best = scores[:, : size * groups].reshape(num_queries, size, groups).max(1)
+    return np.maximum(np.partition(best, groups - k, axis=1)[:, groups - k], _LOWEST)
+
+
+def _keys(scores: FloatArray, columns: IntArray) -> Keys:
+    """Integers that rise where scores fall, and where they are equal, with the column: one sort orders both."""
+    bits = (scores + np.float32(0)).view(np.uint32)  # adding 0 makes one zero of both
+    negative = bits >> np.uint32(31) == 1
+    falling = np.where(negative, bits, ~bits & np.uint32(0x7FFF_FFFF)).astype(np.uint64)
+    return (falling << _COLUMN_BITS) | columns.astype(np.uint64)

@@ -31,6 +31,14 @@ def test_mean_ranks(scores, data):
 
 
 @given(SCORES, st.data())
+def test_mean_ranks_of_several_targets_a_row(scores, data):
+    shape = st.tuples(st.integers(0, len(scores) - 1), st.integers(0, scores.shape[1] - 1))
+    pairs = np.array(data.draw(st.lists(shape, max_size=8)), np.int64).reshape(-1, 2)
+    expected = [loop_rank(scores[row].tolist(), target) for row, target in pairs.tolist()]
+    assert metrics.mean_ranks(scores, pairs[:, 1], pairs[:, 0]).tolist() == expected
+
+
+@given(SCORES, st.data())
 def test_list_ranks_equal_mean_ranks_when_the_list_is_the_whole_catalogue(scores, data):
     targets = np.array([data.draw(st.integers(0, scores.shape[1] - 1)) for _ in range(len(scores))])
     order = np.argsort(-scores, axis=1, kind="stable")
