@@ -8,6 +8,8 @@ import scipy.sparse as sp
 
 from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
 
+_REAL_TIME_US = 10 * 365 * 86_400 * 1_000_000  # later than about 1980: a date, not a position in a history
+
 
 @dataclass(frozen=True)
 class Events:
@@ -61,6 +63,11 @@ class Events:
     def users(self) -> IntArray:
         """(E,) the user row of each event."""
         return np.repeat(np.arange(self.num_users, dtype=np.int64), np.diff(self.offsets))
+
+    @property
+    def has_real_time(self) -> bool:
+        """Whether timestamps are dates and not positions in a history."""
+        return bool(len(self)) and int(np.median(self.timestamps)) > _REAL_TIME_US
 
     @property
     def histories(self) -> Ragged:

@@ -35,7 +35,6 @@ from recsys_ray.data.split import (
     PartArray,
     SplitConfig,
     future_share,
-    has_real_time,
     split_events,
 )
 
@@ -217,7 +216,7 @@ def _require_time(clean: CleanEvents, split: SplitConfig) -> None:
 
 def _warnings(clean: CleanEvents, split: SplitConfig, folds: list[PartArray]) -> list[str]:
     warnings = []
-    real = has_real_time(clean.events)
+    real = clean.events.has_real_time
     if split.protocol == "leave_one_out" and real:
         share = future_share(clean.events, folds[0])
         warnings.append(

@@ -27,7 +27,6 @@ from recsys_ray.data.split import (
     PartArray,
     SplitConfig,
     future_share,
-    has_real_time,
 )
 
 REPORT_JSON, REPORT_HTML = "data_report.json", "data_report.html"
@@ -68,7 +67,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "events": len(events),
         "protocol": prepared.split.protocol,
         "density": len(events) / max(events.num_users * events.num_items, 1),
-        "time": _time_span(events.timestamps) if has_real_time(events) else None,
+        "time": _time_span(events.timestamps) if events.has_real_time else None,
         "kinds": {row["values"]: row["counts"] for row in pc.value_counts(prepared.clean.kinds).to_pylist()},
         "rows": _rows(prepared.rejected),
         "missing": _missing(prepared.items, prepared.fields),
@@ -79,7 +78,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "tokens": len(prepared.fields.tokens),
         "user_tokens": len(prepared.fields.user_tokens),
         "folds": [_fold(prepared.clean, part) for part in prepared.folds],
-        "future_share": future_share(events, prepared.folds[0]) if has_real_time(events) else None,
+        "future_share": future_share(events, prepared.folds[0]) if events.has_real_time else None,
         "warnings": prepared.warnings,
     }
 

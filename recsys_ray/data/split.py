@@ -18,8 +18,6 @@ UNUSED, TRAIN, VALIDATION, TEST, VALIDATION_REPEAT, TEST_REPEAT = -1, 0, 1, 2, 3
 # Events of items that are kept cold: in no training and no history. Those of validation are targets all the same.
 COLD_TRAIN, COLD_VALIDATION = 5, 6
 
-_REAL_TIME_US = 10 * 365 * 86_400 * 1_000_000  # later than about 1980: a date, not a position in a history
-
 
 class SplitConfig(Config):
     """How events become training, validation and test.
@@ -85,11 +83,6 @@ def cold_items(events: Events, share: float, seed: int) -> BoolArray:
     cold = np.zeros(events.num_items, bool)
     cold[drawn] = True
     return cold
-
-
-def has_real_time(events: Events) -> bool:
-    """Whether timestamps are dates and not positions in a history."""
-    return bool(len(events)) and int(np.median(events.timestamps)) > _REAL_TIME_US
 
 
 def future_share(events: Events, part: PartArray) -> float:

@@ -47,3 +47,10 @@ def test_matrix_and_counts_against_loops(rows):
         counts[item] += 1
     assert np.array_equal(events.matrix().toarray(), dense)
     assert np.array_equal(events.item_counts(), counts)
+
+
+def test_dates_are_told_from_positions():
+    rows = [(0, 0, place) for place in range(5)]
+    assert not build(rows).has_real_time
+    assert build([(user, item, 1_700_000_000_000_000 + place) for user, item, place in rows]).has_real_time
+    assert not build([]).has_real_time

@@ -14,7 +14,6 @@ from recsys_ray.data.split import (
     SplitConfig,
     cold_items,
     future_share,
-    has_real_time,
     split_events,
 )
 
@@ -187,11 +186,11 @@ def test_cold_items_follow_the_seed():
     assert [int(one.sum()) for one in drawn] == [ITEMS // 2] * 4
 
 
-def test_real_time_and_the_share_of_the_future():
+def test_the_share_of_the_future():
     positions = build([(0, place, place) for place in range(5)])
-    assert not has_real_time(positions)
+    assert not positions.has_real_time
     events = build([(user, place, YEAR_2024_US + 10 * user + place) for user in (0, 1) for place in range(4)])
-    assert has_real_time(events)
+    assert events.has_real_time
     [part] = split_events(events, SplitConfig(), None)
     # User 0's test event is followed by both training events of user 1; user 1's by none.
     assert future_share(events, part) == pytest.approx((2 / 4 + 0) / 2)
