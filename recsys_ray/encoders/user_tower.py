@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recsys_ray.core.config import Config
+from recsys_ray.encoders.dropout import Dropout
 
 
 class UserTowerConfig(Config):
@@ -48,7 +49,7 @@ class UserTower(nn.Module):
         self.start = nn.Parameter(torch.randn(dim) / self.scale)
         self.positions = nn.Embedding(config.history, dim) if config.positions == "learned" else None
         self.attributes = nn.EmbeddingBag(num_user_tokens, dim, mode="mean", padding_idx=0)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config, dim) for _ in range(config.blocks)])
         self.norm = nn.LayerNorm(dim)
         if self.positions is not None:
@@ -95,7 +96,7 @@ class Block(nn.Module):
         self.forward_in = nn.Linear(dim, config.hidden * dim)
         self.forward_out = nn.Linear(config.hidden * dim, dim)
         self.forward_gate = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"]) -> Float[Tensor, "B H D"]:
         """Attend to the visible positions, then transform each one."""
