@@ -16,6 +16,7 @@ from recsys_ray.embedding.encode import EmbeddingConfig
 from recsys_ray.encoders.two_tower import TwoTowerConfig
 from recsys_ray.evaluation.replay import FUSED, EvaluationConfig
 from recsys_ray.index.spec import IndexConfig
+from recsys_ray.retrieval.channel_tuning import ChannelTuningConfig
 from recsys_ray.retrieval.channels import ChannelConfig
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
@@ -60,6 +61,7 @@ class RunConfig(Config):
         embedding: Where features and item vectors are computed.
         index: How the ANN index is chosen.
         channels: Name to a channel's settings; null leaves a channel out. Without "nearest" no towers are trained.
+        channel_tuning: How the settings that channels search are chosen.
         fusion: How the channels' lists are merged.
         evaluation: How the report is computed.
         publish: What the release is fitted on.
@@ -75,6 +77,7 @@ class RunConfig(Config):
     embedding: EmbeddingConfig = EmbeddingConfig()
     index: IndexConfig = IndexConfig()
     channels: dict[str, ChannelConfig | None] = Field(default_factory=_channels)
+    channel_tuning: ChannelTuningConfig = ChannelTuningConfig()
     fusion: FusionConfig = FusionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     publish: PublishConfig = PublishConfig()

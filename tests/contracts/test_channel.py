@@ -1,6 +1,7 @@
 """The laws of `retrieval/channel.py`, for every channel: add a case to `CASES` and it is held to them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pyarrow as pa
 import pytest
 
 from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.config import override
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.retrieval.candidates import Candidates, top_k
 from recsys_ray.retrieval.channel import Channel
-from recsys_ray.retrieval.channels import ChannelConfig, fit_channel, load_channel
+from recsys_ray.retrieval.channels import KINDS, ChannelConfig, fit_channel, load_channel
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
@@ -121,6 +123,17 @@ def test_scores_have_the_right_shape_and_no_nan(channel: Channel) -> None:
     assert scores.dtype == np.float32
     assert not np.isnan(scores).any()
     assert not np.isposinf(scores).any()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_settings_read_at_query_time_need_no_new_fit(case: str) -> None:
+    config, data = CASES[case]
+    channel, queries = fit_channel("mine", config, data), make_queries(4)
+    for setting in config.search.keys() & KINDS[config.kind].at_query:
+        for value in config.search[setting]:
+            changed = override(config, {setting: value})
+            expected = fit_channel("mine", changed, data).scores(queries)
+            np.testing.assert_array_equal(replace(channel, config=changed).scores(queries), expected)
 
 
 def test_save_then_load_answers_the_same(channel: Channel, tmp_path: Path) -> None:
