@@ -1,6 +1,6 @@
 """Settings of the training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,7 @@ from recsys_ray.core.config import Config, execution
 
 EngineName = Literal["plain", "deepspeed"]
 Precision = Literal["fp32", "bf16"]
+AVERAGE = 0.995
 
 
 class TrainingConfig(Config):
@@ -33,8 +34,11 @@ class TrainingConfig(Config):
             has items, is every item once: the full softmax, the best where it can be afforded.
         negatives_popularity: Share of them drawn by popularity, the rest evenly; null is half, where any are drawn.
         max_history: A sequence is cut into windows of so many events; null takes what the user tower reads.
+        alignment: Weight in the loss of drawing an item's text and picture together (InfoNCE over items with both).
+        alignment_items: How many such items a step aligns, over all workers.
         event_weights: Weigh each target by its event's weight.
         average: Keep an exponential average of the weights, with this decay a step, and evaluate and return that.
+            "auto" is 0.995 with the plain engine and none with DeepSpeed, whose weights are sharded.
         seed: Of weights, shuffling, negatives and dropout.
         workers: Ray Train workers; 0 trains in this process without Ray.
         cpus: CPU cores, and torch threads, of each worker, or of this process.
@@ -57,13 +61,22 @@ class TrainingConfig(Config):
     negatives: int | Literal["all"] = 4096
     negatives_popularity: float | None = Field(None, ge=0, le=1)
     max_history: int | None = Field(None, ge=1)
+    alignment: float = Field(0.0, ge=0)
+    alignment_items: int = Field(512, ge=2)
     event_weights: bool = False
-    average: float | None = Field(None, gt=0, lt=1)
+    average: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = "auto"
     seed: int = Field(0, ge=0)
     workers: int = execution(2, ge=0)
     cpus: int = execution(1, ge=1)
     gpus: Literal[0, 1] = execution(0)
     max_failures: int = execution(3, ge=0)
+
+    @property
+    def averaging(self) -> float | None:
+        """The decay that `average` comes to."""
+        if self.average == "auto":
+            return AVERAGE if self.engine == "plain" else None
+        return self.average
 
     @model_validator(mode="after")
     def _takes_effect(self) -> "TrainingConfig":
@@ -75,8 +88,8 @@ class TrainingConfig(Config):
             raise ValueError(f'zero_stage 0 with engine "plain", not {self.zero_stage}; sharding needs "deepspeed"')
         if self.engine == "deepspeed" and not self.workers:
             raise ValueError('workers of at least 1 with engine "deepspeed": it runs inside Ray Train workers')
-        if self.engine == "deepspeed" and self.average is not None:
-            raise ValueError('average null with engine "deepspeed": its weights are sharded; engine "plain" averages')
+        if self.engine == "deepspeed" and isinstance(self.average, float):
+            raise ValueError('average auto or null with engine "deepspeed": its weights are sharded')
         if self.workers > self.batch_size:
             raise ValueError(f"workers up to batch_size = {self.batch_size}: each needs a sequence in every step")
         return self

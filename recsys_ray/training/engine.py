@@ -69,7 +69,8 @@ class PlainEngine:
         build_optimizer: Makes the optimizer over the model.
         precision: "bf16" is autocast.
         clip_norm: Largest gradient norm, None for any.
-        average: Decay a step of the exponential average of the weights, None for none.
+        average: Decay a step of the exponential average of the weights, None for none. The first steps count less
+            than this, (1 + t) / (10 + t), so that a short run is not held back by the weights it began with.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class PlainEngine:
                 dist.broadcast(tensor, src=0)
         self._optimizer = build_optimizer(model)
         self._average = None if average is None else {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self._averaged = 0
         model.train()
 
     @property
@@ -117,8 +119,9 @@ class PlainEngine:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._average is not None and self._decay is not None:
-            for name, value in self._model.state_dict().items():
-                self._average[name].lerp_(value, 1.0 - self._decay)
+            decay = min(self._decay, (1 + self._averaged) / (10 + self._averaged))
+            torch._foreach_lerp_(list(self._average.values()), list(self._model.state_dict().values()), 1.0 - decay)
+            self._averaged += 1
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights where there are such, else the present ones."""
@@ -129,14 +132,15 @@ class PlainEngine:
         """Rank 0 writes for all: every rank holds the same."""
         if not dist.is_initialized() or dist.get_rank() == 0:
             state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save({**state, "average": self._average}, directory / _PLAIN_FILE)
+            average = {"average": self._average, "averaged": self._averaged}
+            torch.save({**state, **average}, directory / _PLAIN_FILE)
 
     def load(self, directory: Path) -> None:
         """Read model, optimizer and average."""
         state = torch.load(directory / _PLAIN_FILE, map_location=self.device, weights_only=True)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._average = state["average"]
+        self._average, self._averaged = state["average"], state["averaged"]
 
     def _sum_gradients(self) -> None:
         """All gradients in one collective; a parameter that this rank did not use counts as zero."""

@@ -68,7 +68,7 @@ def build_engine(model: TwoTower, config: TrainingConfig) -> Engine:
 
     if config.engine == "deepspeed":
         return DeepSpeedEngine(model, build, config.zero_stage, config.precision, config.clip_norm)
-    return PlainEngine(model, build, config.precision, config.clip_norm, config.average)
+    return PlainEngine(model, build, config.precision, config.clip_norm, config.averaging)
 
 
 @dataclass(frozen=True)

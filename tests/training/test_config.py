@@ -12,7 +12,7 @@ from recsys_ray.training.config import TrainingConfig
     [
         ({"zero_stage": 2}, "sharding needs"),
         ({"engine": "deepspeed", "workers": 0}, "workers of at least 1"),
-        ({"engine": "deepspeed", "average": 0.99}, "average null"),
+        ({"engine": "deepspeed", "average": 0.99}, "average auto or null"),
         ({"negatives": "all", "negatives_popularity": 0.5}, "nothing is drawn"),
         ({"negatives": 0}, "at least 1"),
         ({"workers": 8, "batch_size": 4}, "workers up to batch_size = 4"),
