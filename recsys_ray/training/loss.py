@@ -110,6 +110,7 @@ class _Chunks:
     ) -> None:
         self._queries, self._targets, self._negatives = queries, targets, negatives
         self._log_expected, self._hits, self._scale = log_expected, hits, scale
+        self._corrected = bool(log_expected.any())
 
     def run(self, weights: Tensor | None, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(loss, gradient of queries, of targets, of negatives)."""
@@ -120,29 +121,35 @@ class _Chunks:
         for start in range(0, len(self._queries), size):
             end = min(start + size, len(self._queries))
             weight = None if weights is None else weights[start:end].float()
-            probabilities, rest, losses = self._probabilities(start, end)
+            parts, mass, total, losses = self._softmax(start, end)
             loss += losses.sum() if weight is None else (losses * weight).sum()
             if not with_gradient:
                 continue
-            factor = self._scale if weight is None else self._scale * weight[:, None]
-            of_logits = (probabilities * factor).to(self._queries.dtype)
-            of_target = (rest * factor).to(self._queries.dtype)
+            factor = self._scale / total if weight is None else self._scale * weight[:, None] / total
+            of_logits = (parts * factor).to(self._queries.dtype)
+            of_target = (mass * factor).to(self._queries.dtype)
             queries = self._queries[start:end]
             of_queries[start:end] = of_logits @ self._negatives - of_target * self._targets[start:end]
             of_targets[start:end] = -of_target * queries
             of_negatives += of_logits.T @ queries
         return loss, of_queries, of_targets, of_negatives
 
-    def _probabilities(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Softmax of the negatives (C, n), the mass they hold together (C, 1), and the losses (C,)."""
+    def _softmax(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Parts of the negatives (C, n), their sum (C, 1), what both are divided by (C, 1), and the losses (C,).
+
+        Each pass over (C, n) numbers costs about as much as the product that makes them, so there are few: the scale
+        goes into the queries before, the division into the factor of the gradient after.
+        """
         queries = self._queries[start:end]
-        logits = torch.matmul(queries, self._negatives.T).float().mul_(self._scale).sub_(self._log_expected)
+        logits = torch.matmul((queries.float() * self._scale).to(queries.dtype), self._negatives.T).float()
+        if self._corrected:
+            logits.sub_(self._log_expected)
         logits[self._hits.between(start, end)] = -torch.inf
         # Row by row product in fp32: the positive is one number a row, so it may as well be exact.
         positive = (queries.float() * self._targets[start:end].float()).sum(1, keepdim=True) * self._scale
         top = torch.maximum(logits.amax(1, keepdim=True), positive) if logits.shape[1] else positive
-        logits.sub_(top).exp_()
-        mass = logits.sum(1, keepdim=True)
+        parts = logits.sub_(top).exp_()
+        mass = parts.sum(1, keepdim=True)
         total = mass + (positive - top).exp()
         losses = (total.log() + top - positive).squeeze(1)
-        return logits.div_(total), mass / total, losses
+        return parts, mass, total, losses
