@@ -21,6 +21,8 @@ from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
+from recsys_ray.retrieval.channels.recent import RecentConfig
+from recsys_ray.retrieval.channels.trending import TrendingConfig
 from recsys_ray.retrieval.query import Queries
 
 NUM_ITEMS, NUM_USERS, DIM = 60, 80, 8
@@ -32,17 +34,20 @@ def unit(rows: int, seed: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def make_data(index: IndexConfig) -> FitData:
+def make_data(index: IndexConfig, start_us: int = 0) -> FitData:
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(NUM_USERS), rng.integers(1, 12, NUM_USERS))
     # Items from 50 on have no event: only channels that read content or vectors know them.
     rows = rng.integers(0, 50, len(users))
     events = Events.from_columns(
-        users, rows, np.arange(len(users)), np.ones(len(users), np.float32), NUM_USERS, NUM_ITEMS
+        users, rows, start_us + np.arange(len(users)) * 10**9, np.ones(len(users), np.float32), NUM_USERS, NUM_ITEMS
     )
     texts = [" ".join(rng.choice(WORDS, rng.integers(0, 5))) or None for _ in range(NUM_ITEMS)]
     colours = [[str(colour)] for colour in rng.choice(WORDS[:3], NUM_ITEMS)]
-    items = pa.table({"item_id": [str(row) for row in range(NUM_ITEMS)], "_text": texts, "colour": colours})
+    released = [f"20{row % 20:02d}-01-31" if row % 3 else None for row in range(NUM_ITEMS)]
+    items = pa.table(
+        {"item_id": [str(row) for row in range(NUM_ITEMS)], "_text": texts, "colour": colours, "released": released}
+    )
     space = Space("space-1", unit(NUM_ITEMS, 1), unit(40, 2))
     pairs = ValidationPairs(events.histories, events.histories, Ragged.of([[user % 50] for user in range(NUM_USERS)]))
     return FitData(events, items, Fields(categorical=("colour",)), {"towers": space, "text": space}, pairs, index)
@@ -50,6 +55,7 @@ def make_data(index: IndexConfig) -> FitData:
 
 EXACT = make_data(IndexConfig(factory="exact"))
 APPROXIMATE = make_data(IndexConfig(factory="IVF4,Flat", parameters="nprobe=4"))
+DATED = make_data(IndexConfig(factory="exact"), start_us=1_700_000_000_000_000)
 CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "co_visitation": (CoVisitationConfig(), EXACT),
     "co_visitation, pruned": (CoVisitationConfig(neighbours=5, decay=1.0, history=3), EXACT),
@@ -59,6 +65,9 @@ CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "nearest, exact": (NearestConfig(), EXACT),
     "nearest, all lists of IVF": (NearestConfig(), APPROXIMATE),
     "popularity": (PopularityConfig(), EXACT),
+    "recent": (RecentConfig(), DATED),
+    "recent, by a field": (RecentConfig(field="released"), EXACT),
+    "trending": (TrendingConfig(window=0.3, half_lives=2.0), DATED),
 }
 Make = Callable[[], Channel]
 

@@ -5,7 +5,8 @@ from recsys_ray.core.arrays import FloatArray, Ragged
 from recsys_ray.core.errors import ConfigError, SpaceError
 from recsys_ray.index.exact import ExactIndex
 from recsys_ray.retrieval.channels.nearest import NearestChannel, NearestConfig
-from recsys_ray.retrieval.channels.popularity import PopularityChannel, PopularityConfig
+from recsys_ray.retrieval.channels.popularity import PopularityConfig
+from recsys_ray.retrieval.channels.unpersonalised import UnpersonalisedChannel
 from recsys_ray.retrieval.fusion import Fusion, combine
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.query_encoder import FrozenQueryEncoder
@@ -16,7 +17,7 @@ VECTORS: FloatArray = np.random.default_rng(0).standard_normal((N, 4)).astype(np
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 COUNTS = np.arange(N, dtype=np.float32)
 NEAREST = NearestChannel("near", NearestConfig(), "frozen", ExactIndex(VECTORS), {})
-POPULAR = PopularityChannel("top", PopularityConfig(), COUNTS, np.arange(N - 1, 0, -1))
+POPULAR = UnpersonalisedChannel("top", PopularityConfig(), COUNTS, np.arange(N - 1, 0, -1))
 ENCODER = FrozenQueryEncoder("text", VECTORS, "frozen", 4, lambda _: None, decay=0.5)
 FUSION = Fusion(weights={"near": 1.0, "top": 0.2}, depth=6)
 

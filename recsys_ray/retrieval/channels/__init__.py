@@ -9,7 +9,7 @@ from pydantic import Field
 
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.retrieval.channel import Channel
-from recsys_ray.retrieval.channels import co_visitation, content, nearest, popularity
+from recsys_ray.retrieval.channels import co_visitation, content, nearest, popularity, recent, trending
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.files import read_header
@@ -17,9 +17,12 @@ from recsys_ray.retrieval.channels.fit_data import FitData
 from recsys_ray.retrieval.channels.item_table import AT_QUERY
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
+from recsys_ray.retrieval.channels.recent import RecentConfig
+from recsys_ray.retrieval.channels.trending import TrendingConfig
 
 ChannelConfig = Annotated[
-    CoVisitationConfig | ContentConfig | NearestConfig | PopularityConfig, Field(discriminator="kind")
+    CoVisitationConfig | ContentConfig | NearestConfig | PopularityConfig | RecentConfig | TrendingConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -43,6 +46,8 @@ KINDS: dict[str, Kind] = {
     "content": Kind(content.fit, content.load),
     "nearest": Kind(nearest.fit, nearest.load),
     "popularity": Kind(popularity.fit, popularity.load),
+    "recent": Kind(recent.fit, recent.load),
+    "trending": Kind(trending.fit, trending.load),
 }
 
 
