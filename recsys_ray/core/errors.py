@@ -10,9 +10,17 @@ RecsysError
 └── TrainingError    training cannot go on (NaN loss, disk full); the last good checkpoint stands
 """
 
+from typing import Any
+
 
 class RecsysError(Exception):
-    """Base of all errors that a user can do something about; the CLI prints its text without a traceback."""
+    """Base of all errors that a user can do something about; the CLI prints its text without a traceback.
+
+    They travel between processes as they are, whatever arguments their kind is made from.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, vars(self))
 
 
 class ConfigError(RecsysError):
@@ -49,3 +57,9 @@ class NotApplicable(RecsysError):
 
 class TrainingError(RecsysError):
     """Training stopped because going on would be worse than stopping."""
+
+
+def _again(kind: type[RecsysError], args: tuple[Any, ...], attributes: dict[str, Any]) -> RecsysError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
