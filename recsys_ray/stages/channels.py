@@ -27,7 +27,7 @@ from recsys_ray.stages.features import Features
 from recsys_ray.stages.towers import VECTORS_KIND, Towers, load_embedded
 from recsys_ray.stages.work import Data, Scope, Work
 
-VERSION = 1
+VERSION = 2
 KIND = "channel"
 TOWERS = "towers"
 

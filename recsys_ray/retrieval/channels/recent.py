@@ -79,4 +79,5 @@ def _dates(name: str, field: str, items: pa.Table) -> IntArray:
         times = column.cast(pa.timestamp("us"))
     except pa.ArrowInvalid as error:
         raise ConfigError(setting, field, "a field of dates or ISO texts", str(error)) from None
-    return times.cast(pa.int64()).fill_null(_UNKNOWN).to_numpy()
+    appeared: IntArray = times.cast(pa.int64()).fill_null(_UNKNOWN).to_numpy()
+    return appeared
