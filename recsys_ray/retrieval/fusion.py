@@ -1,6 +1,7 @@
 """Fusion: the channels' lists merged into one. Pure; serving and evaluation call the same `combine`."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -80,6 +81,17 @@ class Fusion(Config):
     def equal(cls, channels: list[str], depth: int) -> Self:
         """Reciprocal rank with equal weights: needs no validation."""
         return cls(weights=dict.fromkeys(channels, 1.0), depth=depth, chosen_on="equal weights")
+
+    @property
+    def silent(self) -> frozenset[str]:
+        """The channels whose candidates add nothing to any list."""
+        return frozenset(name for name, weight in self.weights.items() if weight == 0)
+
+    def only(self, channels: Iterable[str]) -> Self:
+        """The same without the other channels."""
+        weights = {name: self.weights[name] for name in channels}
+        temperatures = {name: value for name, value in self.temperatures.items() if name in weights}
+        return self.model_copy(update={"weights": weights, "temperatures": temperatures})
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
