@@ -1,7 +1,7 @@
 """The user tower: a causal transformer over the item vectors of a history."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,11 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from recsys_ray.core.config import Config
+from recsys_ray.core.config import Config, override
 from recsys_ray.encoders.dropout import Dropout
+
+_DROPOUT, _DROPOUT_SHORT = 0.2, 0.4
+_SHORT = 30  # events
 
 
 class UserTowerConfig(Config):
@@ -21,7 +24,9 @@ class UserTowerConfig(Config):
         heads: Attention heads; `dim` must be a multiple.
         history: The last so many items are read.
         hidden: Width of the feed-forward layers, as a multiple of `dim`.
-        dropout: On inputs and on what each block adds; attention weights have none, which keeps the fast path.
+        dropout: On inputs and on what each block adds; attention weights have none, which keeps the fast path. "auto"
+            is 0.2 for long histories and 0.4 for those of fewer than 30 events on average, which are soon learned by
+            heart.
         positions: "rotary" (relative), or "learned" (one vector a position, counted from the end: the place that is
             asked when serving is then trained by the last event of each window alone).
     """
@@ -30,8 +35,19 @@ class UserTowerConfig(Config):
     heads: int = Field(2, ge=1)
     history: int = Field(200, ge=1)
     hidden: int = Field(4, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     positions: Literal["learned", "rotary"] = "rotary"
+
+    @property
+    def rate(self) -> float:
+        """The dropout; that for long histories where nothing is known of them."""
+        return _DROPOUT if self.dropout == "auto" else self.dropout
+
+    def suited(self, mean_events: float) -> "UserTowerConfig":
+        """The settings for users with so many events on average: nothing is "auto" any more."""
+        if self.dropout != "auto":
+            return self
+        return override(self, {"dropout": _DROPOUT_SHORT if mean_events < _SHORT else _DROPOUT})
 
 
 class UserTower(nn.Module):
@@ -49,7 +65,7 @@ class UserTower(nn.Module):
         self.start = nn.Parameter(torch.randn(dim) / self.scale)
         self.positions = nn.Embedding(config.history, dim) if config.positions == "learned" else None
         self.attributes = nn.EmbeddingBag(num_user_tokens, dim, mode="mean", padding_idx=0)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.rate)
         self.blocks = nn.ModuleList([Block(config, dim) for _ in range(config.blocks)])
         self.norm = nn.LayerNorm(dim)
         if self.positions is not None:
@@ -96,7 +112,7 @@ class Block(nn.Module):
         self.forward_in = nn.Linear(dim, config.hidden * dim)
         self.forward_out = nn.Linear(config.hidden * dim, dim)
         self.forward_gate = nn.Linear(dim, dim)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.rate)
 
     def forward(self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"]) -> Float[Tensor, "B H D"]:
         """Attend to the visible positions, then transform each one."""

@@ -12,13 +12,21 @@ import torch
 
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.core.artifacts import Artifact
-from recsys_ray.core.config import result_settings
+from recsys_ray.core.config import override, result_settings
 from recsys_ray.embedding.encode import embed_items, read_vectors, write_vectors
 from recsys_ray.embedding.on_ray import Pool, embed_items_on_ray
 from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import build_item_inputs
-from recsys_ray.encoders.two_tower import TwoTower, build, load_towers, read_space_id, save_towers, trained_backbones
+from recsys_ray.encoders.two_tower import (
+    TwoTower,
+    TwoTowerConfig,
+    build,
+    load_towers,
+    read_space_id,
+    save_towers,
+    trained_backbones,
+)
 from recsys_ray.stages.features import Features, digest_backbones, frozen_configs
 from recsys_ray.stages.work import Data, Scope, Work
 from recsys_ray.training.data import TrainInput, Validation
@@ -61,7 +69,7 @@ def train(work: Work, data: Data, features: Features, scope: Scope) -> Artifact:
     def write(directory: Path) -> Mapping[str, Any]:
         torch.manual_seed(config.training.seed)
         dims = {modality: table.vectors.shape[1] for modality, table in features.tables.items()}
-        model = build(config.model, data.dataset.fields, len(data.dataset.item_ids), dims)
+        model = build(_suited(config.model, scope), data.dataset.fields, len(data.dataset.item_ids), dims)
         inputs = item_inputs(work, data, features, model, scope)
         train_input = TrainInput(inputs, scope.events, _validation(scope), data.user_tokens)
         result = _fit(work, model, train_input, scope, key)
@@ -136,6 +144,13 @@ def _embed(work: Work, towers: Artifact, model: TwoTower, inputs: ItemInputs) ->
     pool = Pool(settings.actors, settings.cpus, settings.gpus)
     scratch = Path(work.config.storage) / "scratch"
     return embed_items_on_ray(towers.path, model.config.width, inputs, scratch, settings.batch_size, pool)
+
+
+def _suited(model: TwoTowerConfig, scope: Scope) -> TwoTowerConfig:
+    """The model's settings with those decided that follow from the events."""
+    lengths = scope.events.histories.lengths
+    user = model.user.suited(float(lengths[lengths > 0].mean()) if lengths.any() else 0.0)
+    return override(model, {"user": user.model_dump()})
 
 
 def _validation(scope: Scope) -> Validation | None:

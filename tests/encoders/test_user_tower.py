@@ -100,3 +100,9 @@ def test_bf16_stays_close(items: Tensor):
         rounded = tower(*history, None)
     assert rounded.dtype == torch.float32
     assert (F.cosine_similarity(rounded, tower(*history, None), dim=-1) > 0.999).all()
+
+
+@pytest.mark.parametrize(("mean_events", "expected"), [(8.0, 0.4), (29.9, 0.4), (30.0, 0.2), (160.0, 0.2)])
+def test_dropout_follows_the_length_of_the_histories(mean_events: float, expected: float) -> None:
+    assert UserTowerConfig().suited(mean_events).dropout == expected
+    assert UserTowerConfig(dropout=0.1).suited(mean_events).dropout == 0.1
