@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +121,7 @@ class TrainBatch:
             A target may stand at a padded position: what to show somebody without a history.
         negatives: Positions in `items`.
         user_tokens: User attribute tokens, 0 is padding; None when users have none.
+        pairs: Positions in `items` of what is aligned, and of what it is aligned with.
     """
 
     items: ItemInputs
@@ -128,13 +129,13 @@ class TrainBatch:
     targets: Int[Tensor, "B H"]
     negatives: Int[Tensor, " n"]
     user_tokens: Int[Tensor, "B T"] | None = None
+    pairs: Int[Tensor, "2 b"] = field(default_factory=lambda: torch.zeros((2, 0), dtype=torch.int64))
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The same batch on a device."""
         tokens = None if self.user_tokens is None else self.user_tokens.to(device)
-        return TrainBatch(
-            self.items.to(device), self.history.to(device), self.targets.to(device), self.negatives.to(device), tokens
-        )
+        tensors = (self.history.to(device), self.targets.to(device), self.negatives.to(device))
+        return TrainBatch(self.items.to(device), *tensors, tokens, self.pairs.to(device))
 
 
 class TwoTower(nn.Module):
@@ -153,17 +154,17 @@ class TwoTower(nn.Module):
 
     def forward(
         self, batch: TrainBatch
-    ) -> tuple[Float[Tensor, "P M D"], Float[Tensor, "P M D"], Float[Tensor, "n M D"]]:
+    ) -> tuple[Float[Tensor, "P M D"], Float[Tensor, "P M D"], Float[Tensor, "n M D"], Float[Tensor, "2 b MD"]]:
         """Vectors for the loss, by member: queries at the P supervised positions, their targets, and the negatives.
 
-        The M parts of a vector have length 1 together.
+        The M parts of a vector have length 1 together. Behind them the pairs, all members together.
         """
         items = self.item_tower(batch.items)
         outputs = self.user_tower(gather(items, batch.history), batch.history >= 0, batch.user_tokens)
         supervised = batch.targets >= 0
         vectors = outputs[supervised], gather(items, batch.targets[supervised]), gather(items, batch.negatives)
         queries, targets, negatives = (one.unflatten(-1, (len(self.config.members), -1)) for one in vectors)
-        return queries, targets, negatives
+        return queries, targets, negatives, gather(items, batch.pairs)
 
 
 def gather(vectors: Float[Tensor, "m D"], rows: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:

@@ -12,6 +12,7 @@ from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.errors import TrainingError
 from recsys_ray.core.events import Events
 from recsys_ray.encoders.two_tower import TrainBatch
+from recsys_ray.training.alignment import Pairs, show_alone
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.negatives import Draw
 
@@ -60,6 +61,7 @@ class StepBatch:
         log_expected: Log of their expected counts.
         num_positions: Supervised positions of all ranks together.
         num_sequences: Sequences of all ranks together.
+        pairs: What is aligned.
     """
 
     inputs: TrainBatch
@@ -69,6 +71,7 @@ class StepBatch:
     log_expected: Float[Tensor, " n"]
     num_positions: int
     num_sequences: int
+    pairs: Pairs
 
     def to(self, device: torch.device) -> "StepBatch":
         """The same share on a device."""
@@ -80,6 +83,7 @@ class StepBatch:
             self.log_expected.to(device),
             self.num_positions,
             self.num_sequences,
+            self.pairs.to(device),
         )
 
 
@@ -162,7 +166,7 @@ class BatchMaker:
             )
         return Epoch(windows, batches)
 
-    def make(self, windows: Windows, draw: Draw) -> StepBatch:
+    def make(self, windows: Windows, draw: Draw, pairs: Pairs) -> StepBatch:
         """This rank's share of the global batch made of these windows."""
         mine = windows.take(np.arange(self._rank, len(windows), self._world_size))
         history, targets, places = pad_windows(self._data.train, mine)
@@ -172,12 +176,14 @@ class BatchMaker:
             np.concatenate([history[history >= 0], target_rows, negatives]), return_inverse=True
         )
         num_history, num_targets = int((history >= 0).sum()), len(target_rows)
+        items = self._data.inputs.take(torch.cat([torch.from_numpy(rows), pairs.rows, pairs.rows]))
         inputs = TrainBatch(
-            items=self._data.inputs.take(torch.from_numpy(rows)),
+            items=show_alone(items, len(pairs.rows)),
             history=torch.from_numpy(_refill(history, positions[:num_history])),
             targets=torch.from_numpy(_refill(targets, positions[num_history : num_history + num_targets])),
             negatives=torch.from_numpy(positions[num_history + num_targets :]),
             user_tokens=self._data.tokens_of(mine.users),
+            pairs=torch.arange(len(rows), len(items)).view(2, -1),
         )
         return StepBatch(
             inputs=inputs,
@@ -187,6 +193,7 @@ class BatchMaker:
             log_expected=torch.from_numpy(draw.log_expected),
             num_positions=int(windows.lengths.sum()),
             num_sequences=len(windows),
+            pairs=pairs,
         )
 
 

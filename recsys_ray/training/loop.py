@@ -9,6 +9,7 @@ from pathlib import Path
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.progress import say
 from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.training.alignment import PairSampler
 from recsys_ray.training.batches import BatchMaker, steps_per_epoch
 from recsys_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from recsys_ray.training.config import TrainingConfig
@@ -121,6 +122,7 @@ class _Run:
         self._maker = BatchMaker(data, history, config.batch_size, config.event_weights, config.seed, place)
         popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
         self._sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
+        self._pairs = PairSampler(data.inputs, config, place)
         self._steps_per_epoch = steps_per_epoch(data.train, history, config.batch_size)
         self._validation = (
             None if data.validation is None else subsample(data.validation, config.validation_users, config.seed)
@@ -138,8 +140,9 @@ class _Run:
         began = spoke = time.perf_counter()
         total = sequences = 0.0
         for done, windows in enumerate(epoch, 1):
-            batch = self._maker.make(windows, self._sampler.draw(progress.step))
-            loss = train_step(self._engine, batch, self._temperature, progress.step, self._learning_rate(progress.step))
+            step = progress.step
+            batch = self._maker.make(windows, self._sampler.draw(step), self._pairs.draw(step))
+            loss = train_step(self._engine, batch, self._temperature, step, self._learning_rate(step))
             progress.step += 1
             total, sequences = total + loss, sequences + batch.num_sequences
             if time.perf_counter() - spoke > SAY_EVERY_S:

@@ -72,7 +72,7 @@ def slice_bounds(count: int, rank: int, world_size: int) -> tuple[int, int]:
     return min(rank * size, count), min((rank + 1) * size, count)
 
 
-def gather_with_gradient(local: Float[Tensor, "m D"], count: int) -> Float[Tensor, "n D"]:
+def gather_with_gradient(local: Float[Tensor, "m *D"], count: int) -> Float[Tensor, "n *D"]:
     """Put the slices of all ranks together, in rank order; the gradient of each slice flows back to its rank.
 
     The result is used by every rank's loss, so the backward pass sums its gradient over the ranks and hands each rank

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recsys_ray.core.errors import TrainingError
+from recsys_ray.training.alignment import alignment_loss
 from recsys_ray.training.batches import StepBatch
 from recsys_ray.training.engine import Engine
 from recsys_ray.training.loss import sampled_softmax
@@ -23,7 +24,7 @@ def train_step(engine: Engine, batch: StepBatch, temperature: float, step: int, 
         learning_rate: Of this step.
 
     Returns:
-        The mean loss over the supervised positions of all ranks.
+        The mean loss over the supervised positions of all ranks, and the weighted one over the aligned items.
 
     Raises:
         TrainingError: On every rank, before the update, when the loss is not finite.
@@ -42,8 +43,11 @@ def train_step(engine: Engine, batch: StepBatch, temperature: float, step: int, 
 
 
 def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Tensor, ""]:
-    """This rank's part of the loss: over all ranks they add up to the mean over the global batch's positions."""
-    queries, targets, negatives = engine.model(batch.inputs)
+    """This rank's part of the loss: over all ranks they add up to the mean over the global batch's positions.
+
+    The alignment of the global batch's pairs is added to it, by its weight.
+    """
+    queries, targets, negatives, aligned = engine.model(batch.inputs)
     gathered = gather_with_gradient(negatives, len(batch.negative_rows))
     # Members learn apart. Their parts of unit vectors are shorter by the root of M, so a dot product by M.
     members = queries.shape[1]
@@ -55,8 +59,10 @@ def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Te
         )
         for member in range(members)
     ]
-    total = torch.stack(losses).sum()
-    return total / batch.num_positions
+    total = torch.stack(losses).sum() / batch.num_positions
+    if not batch.pairs.count:
+        return total
+    return total + batch.pairs.weight * alignment_loss(aligned, batch.pairs, temperature)
 
 
 def global_sum(value: Tensor) -> Tensor:

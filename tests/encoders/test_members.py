@@ -47,7 +47,7 @@ def test_who_knows_nothing_of_an_item_says_nothing() -> None:
 def test_members_are_trained_by_their_own_part_alone() -> None:
     model = make_model("all", "id").train()
     history, targets = torch.tensor([[-1, 0, 1]]), torch.tensor([[0, 1, 2]])
-    queries, _, _ = model(TrainBatch(make_inputs(), history, targets, torch.arange(3, 6)))
+    queries, *_ = model(TrainBatch(make_inputs(), history, targets, torch.arange(3, 6)))
     queries[:, 1].sum().backward()
     first, second = ([p.grad for p in tower.parameters()] for tower in model.user_tower.members)
     assert all(grad is None or not grad.any() for grad in first)

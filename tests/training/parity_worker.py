@@ -1,9 +1,10 @@
 """One worker of the parity tests: a few steps at a global batch that does not depend on the number of workers.
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
-gradient), "strided" (weights that do not lie row by row, as those of convolutions), "bf16", "zero0" ... "zero3",
-"bf16zero2", "adam0" ... "adam3", which keep a checkpoint of AdamW's state, or "resume2", "resume3": two epochs under
-ZeRO in one go, and cut after the first one and gone on from its checkpoint.
+gradient), "aligned" (texts and pictures drawn together), "aligneddeaf", "alignedzero3", "strided" (weights that do not
+lie row by row, as those of convolutions), "bf16", "zero0" ... "zero3", "bf16zero2", "adam0" ... "adam3", which keep a
+checkpoint of AdamW's state, or "resume2", "resume3": two epochs under ZeRO in one go, and cut after the first one and
+gone on from its checkpoint.
 """
 
 import os
@@ -22,7 +23,9 @@ from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build
+from recsys_ray.training import alignment as alignment_module
 from recsys_ray.training import step as step_module
+from recsys_ray.training.alignment import PairSampler
 from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
@@ -39,32 +42,41 @@ NUM_ITEMS = 40
 LEARNING_RATE = 0.5
 
 
-def small_towers() -> TwoTower:
+def small_towers(content: bool = False) -> TwoTower:
     user = {"blocks": 1, "heads": 2, "history": 8, "dropout": 0.0}
     parts = {"text": None, "image": None, "vectors": None, "attributes": None, "id": {"dropout": 0.0}}
-    config = TwoTowerConfig.parse({"dim": 16, "temperature": 0.2, "modality_dropout": 0.0, "user": user, **parts})
+    if content:
+        parts |= {"text": {}, "image": {}}
+    config = TwoTowerConfig.parse(
+        {"dim": 16, "temperature": 0.2, "modality_dropout": 0.0, "alone": 0.0, "user": user, **parts}
+    )
     torch.manual_seed(3)
-    return build(config, Fields(), NUM_ITEMS, {})
+    return build(config, Fields(), NUM_ITEMS, {"text": 40, "image": 36} if content else {})
 
 
-def small_data() -> TrainInput:
+def small_data(content: bool = False) -> TrainInput:
     generator = np.random.default_rng(5)
     users = np.sort(generator.integers(0, 30, 300))
     items = generator.integers(0, NUM_ITEMS, 300)
     weights = np.ones(300, np.float32)
     events = Events.from_columns(users, items, np.arange(300), weights, 30, NUM_ITEMS)
-    ids = {"id": {"row": torch.arange(NUM_ITEMS)}}
-    return TrainInput(ItemInputs(ids, {"id": torch.ones(NUM_ITEMS, dtype=torch.bool)}), events)
+    values = {"id": {"row": torch.arange(NUM_ITEMS)}}
+    present = {"id": torch.ones(NUM_ITEMS, dtype=torch.bool)}
+    if content:
+        for name, length in (("text", 40), ("image", 36)):
+            values[name] = {"vector": torch.from_numpy(generator.normal(size=(NUM_ITEMS, length)).astype(np.float32))}
+            present[name] = torch.from_numpy(generator.random(NUM_ITEMS) < 0.8)
+    return TrainInput(ItemInputs(values, present), events)
 
 
 def build_engine(case: str) -> Engine:
-    model = small_towers()
+    model = small_towers(case.startswith("aligned"))
     precision = "bf16" if case.startswith("bf16") else "fp32"
     if case == "strided":
         for parameter in model.parameters():
             parameter.data = parameter.data.T.contiguous().T if parameter.dim() == 2 else parameter.data
         return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE, fused=True))
-    if case in ("plain", "deaf", "bf16"):
+    if case in ("plain", "deaf", "bf16", "aligned", "aligneddeaf"):
         return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), precision)
     stage = int(case[-1])
     if case.startswith("adam"):
@@ -92,15 +104,19 @@ class Recorded:
 
 def run(case: str, rank: int, world_size: int, out: Path) -> None:
     whole = step_module.gather_with_gradient
-    if case == "deaf":
-        step_module.gather_with_gradient = lambda local, count: whole(local.detach(), count)
-    data, engine = small_data(), Recorded(build_engine(case))
+    if case.endswith("deaf"):
+        deaf_module = alignment_module if case.startswith("aligned") else step_module
+        deaf_module.gather_with_gradient = lambda local, count: whole(local.detach(), count)
+    data, engine = small_data(case.startswith("aligned")), Recorded(build_engine(case))
     maker = BatchMaker(data, 8, 10, False, 0, (rank, world_size))
     # An odd number of negatives: the slices of two ranks are unequal.
     sampler = NegativeSampler(data.train.item_counts(), 15, 0.5, 0)
+    # As many pairs as make the slices of two ranks unequal.
+    weights = {"alignment": 0.7 if case.startswith("aligned") else 0.0, "alignment_items": 11}
+    pairs = PairSampler(data.inputs, TrainingConfig.parse(weights), (rank, world_size))
     batches = [windows for epoch in range(3) for windows in maker.epoch(epoch)][:STEPS]
     losses = [
-        train_step(engine, maker.make(windows, sampler.draw(step)), 0.2, step, LEARNING_RATE)
+        train_step(engine, maker.make(windows, sampler.draw(step), pairs.draw(step)), 0.2, step, LEARNING_RATE)
         for step, windows in enumerate(batches)
     ]
     weights = np.concatenate([tensor.flatten().numpy() for tensor in engine.engine.weights().values()])
@@ -109,7 +125,7 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
         engine.engine.save(out / case)
     if rank == 0:
         np.savez(out / f"{case}_{world_size}.npz", losses=losses, gradient=engine.gradient, weights=weights)
-    step_module.gather_with_gradient = whole
+    step_module.gather_with_gradient = alignment_module.gather_with_gradient = whole
 
 
 def resume(case: str, rank: int, world_size: int, out: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from recsys_ray.core.errors import TrainingError
 from recsys_ray.core.events import Events
+from recsys_ray.training.alignment import PairSampler
 from recsys_ray.training.batches import (
     BatchMaker,
     StepBatch,
@@ -17,6 +18,7 @@ from recsys_ray.training.batches import (
     plan_epoch,
     steps_per_epoch,
 )
+from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.negatives import NegativeSampler
 
@@ -66,7 +68,8 @@ def test_a_plan_is_reproducible_near_equal_and_holds_each_window_once() -> None:
 def make(data: TrainInput, rank: int, world_size: int, weights: bool = False) -> StepBatch:
     maker = BatchMaker(data, 8, 10, weights, 0, (rank, world_size))
     sampler = NegativeSampler(data.train.item_counts(), 15, 0.5, 0)
-    return maker.make(next(iter(maker.epoch(0))), sampler.draw(0))
+    nothing = PairSampler(data.inputs, TrainingConfig(), (rank, world_size))
+    return maker.make(next(iter(maker.epoch(0))), sampler.draw(0), nothing.draw(0))
 
 
 def rows_of(batch: StepBatch, positions: torch.Tensor) -> list[int]:

@@ -13,7 +13,9 @@ import pytest
 WORKER = Path(__file__).with_name("parity_worker.py")
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 ADAM = ("adam0", "adam1", "adam2", "adam3")
+ALIGNED = ("aligned", "aligneddeaf", "alignedzero3")
 RESUMED = ("resume2", "resume3")
+TWO_WORKERS = ("plain", "deaf", *ALIGNED, "strided", "bf16", *ZERO, *ADAM, "bf16zero2", *RESUMED)
 Read = Callable[[str], dict[str, np.ndarray]]
 
 
@@ -26,8 +28,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     runs = [
-        (0, 1, ("plain",)),
-        *((rank, 2, ("plain", "deaf", "strided", "bf16", *ZERO, *ADAM, "bf16zero2", *RESUMED)) for rank in range(2)),
+        (0, 1, ("plain", "aligned")),
+        *((rank, 2, TWO_WORKERS) for rank in range(2)),
     ]
     processes = [
         subprocess.Popen(
@@ -73,6 +75,16 @@ def test_a_gather_without_its_gradient_is_found_out(read: Read) -> None:
     assert abs(one["losses"][0] - deaf["losses"][0]) < 1e-5  # the first loss does not show it
     assert largest(one["gradient"], deaf["gradient"]) > 1e-3
     assert largest(one["losses"], deaf["losses"]) > 1e-3
+
+
+def test_pairs_are_aligned_over_all_workers(read: Read) -> None:
+    one, two, deaf, sharded = (read(name) for name in ("aligned_1", "aligned_2", "aligneddeaf_2", "alignedzero3_2"))
+    for many in (two, sharded):
+        assert largest(one["losses"], many["losses"]) < 1e-5
+        assert largest(one["weights"], many["weights"]) < 1e-5
+    assert largest(one["gradient"], two["gradient"]) < 1e-5
+    assert abs(one["losses"][0] - deaf["losses"][0]) < 1e-5
+    assert largest(one["gradient"], deaf["gradient"]) > 1e-3
 
 
 @pytest.mark.parametrize("case", ZERO)
