@@ -41,6 +41,12 @@ class RayConfig(Config):
     object_store_bytes: int | None = execution(None, ge=80 * 1024**2)
 
 
+def one_cpu(config: RayConfig) -> bool:
+    """Whether the cluster of these settings would be one CPU of this machine: nothing runs beside anything else."""
+    where = config.address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    return where == _LOCAL and (config.num_cpus or os.cpu_count()) == 1
+
+
 @dataclass(frozen=True)
 class Connection:
     """How this process reaches its cluster.
@@ -99,6 +105,12 @@ def connect(
         _refuse_sizes(where, num_cpus=num_cpus, object_store_bytes=object_store_bytes)
         _join(where)
     return Connection(_address(), private=where == _LOCAL, ours=True)
+
+
+def cluster_cpus() -> int:
+    """CPUs of the cluster that this process is connected to, one at least."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1)))
 
 
 def disconnect(connection: Connection) -> None:

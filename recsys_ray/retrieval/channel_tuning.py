@@ -11,7 +11,7 @@ from pydantic import Field
 
 from recsys_ray.core import metrics
 from recsys_ray.core.arrays import IntArray
-from recsys_ray.core.config import Config, override
+from recsys_ray.core.config import Config, execution, override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.progress import say
 from recsys_ray.retrieval.channel import Channel
@@ -36,6 +36,8 @@ class ChannelTuningConfig(Config):
             best so far; a pass that finds nothing better is the last.
         max_queries: Random validation queries that a trial is judged on.
         seed: Of that sample.
+        ray_above_events: Channels are fitted and tuned side by side, as Ray tasks, on more events than this; on fewer
+            they come one after the other in this process, which is faster than starting tasks. They are the same.
         seconds: A guard: after so long no further trial of a channel begins, which is said. What such a channel gets
             depends on how fast the machine is.
     """
@@ -45,6 +47,7 @@ class ChannelTuningConfig(Config):
     max_queries: int = Field(2000, ge=1)
     seed: int = Field(0, ge=0)
     seconds: float = Field(600.0, gt=0)
+    ray_above_events: int = execution(100_000, ge=0)
 
 
 @dataclass(frozen=True)

@@ -1,81 +1,49 @@
-"""Fit the channels: one artifact each, so that a changed setting refits one channel only."""
+"""Fit the channels: one artifact each, so that a changed setting refits one alone; side by side on larger data."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
-from recsys_ray.core.arrays import FloatArray, IntArray
-from recsys_ray.core.artifacts import Artifact, open_artifact, verify
+from recsys_ray.core.arrays import FloatArray
+from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.config import result_settings
-from recsys_ray.data.dataset import Targets
-from recsys_ray.retrieval.channel import Channel
-from recsys_ray.retrieval.channels import ChannelConfig, fit_channel, load_channel
+from recsys_ray.core.errors import ConfigError, NotApplicable
+from recsys_ray.core.on_ray import cluster_cpus, one_cpu
+from recsys_ray.core.progress import following, say, say_into
+from recsys_ray.retrieval.channel_tuning import ChannelTuningConfig, tune_channel
+from recsys_ray.retrieval.channels import KINDS, ChannelConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
-from recsys_ray.retrieval.channels.files import read_header
+from recsys_ray.retrieval.channels.files import add_facts, read_header
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
-from recsys_ray.retrieval.channels.nearest import NearestChannel, NearestConfig
+from recsys_ray.retrieval.channels.nearest import NearestConfig
+from recsys_ray.retrieval.channels.shards import in_this_process, user_shards
 from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.retrieval.on_ray import map_on_ray
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.query_encoder import FrozenQueryEncoder, QueryEncoder, TowerQueryEncoder
-from recsys_ray.retrieval.retriever import Retriever
 from recsys_ray.stages.features import Features
-from recsys_ray.stages.towers import VECTORS_KIND, Towers, load_embedded
+from recsys_ray.stages.fitted import KIND, TOWERS, Configs, Fit, load_fitted, query_encoder, reads_towers
+from recsys_ray.stages.on_ray import Tasks
+from recsys_ray.stages.towers import Towers
 from recsys_ray.stages.work import Data, Scope, Work
 
-VERSION = 2
-KIND = "channel"
-TOWERS = "towers"
-
-Configs = dict[str, ChannelConfig]
+VERSION = 3
+LEFT_OUT = "left_out"
 
 
 @dataclass(frozen=True)
-class Fit:
-    """All that was fitted on one scope.
+class _Plan:
+    """One channel to fit, and what its artifact depends on."""
 
-    Attributes:
-        scope: What it saw.
-        towers: None where no channel needs them.
-        channels: Name to channel artifact.
-    """
-
-    scope: Scope
-    towers: Towers | None
-    channels: dict[str, Artifact]
-
-    def retriever(self, fusion: Fusion) -> Retriever:
-        """The fitted channels behind one retriever."""
-        return _assemble(self._parts(fusion))
-
-    def describe(self, path: Path, fusion: Fusion) -> Path:
-        """Write where the parts of `retriever` lie, for `load_retriever` in another process; returns the path."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self._parts(fusion)))
-        return path
-
-    def _parts(self, fusion: Fusion) -> dict[str, Any]:
-        trained = self.towers
-        return {
-            "towers": None if trained is None else [str(trained.artifact.path), str(trained.vectors_artifact.path)],
-            "channels": {name: str(artifact.path) for name, artifact in self.channels.items()},
-            "fusion": fusion.model_dump(mode="json"),
-        }
-
-
-def load_retriever(path: Path) -> Retriever:
-    """The retriever that `Fit.describe` wrote down."""
-    return _assemble(json.loads(path.read_text()))
-
-
-def load_fitted(artifact: Artifact) -> Channel:
-    """A channel from its artifact, verified first: FAISS and memory-mapped tables check nothing themselves."""
-    verify(artifact)
-    return load_channel(artifact.path)
+    name: str
+    config: ChannelConfig
+    settings: dict[str, Any]
+    parents: dict[str, Artifact]
+    label: str
 
 
 def configured(work: Work) -> Configs:
@@ -88,11 +56,6 @@ def indexed(configs: Configs) -> Configs:
     return {name: config for name, config in configs.items() if isinstance(config, NearestConfig)}
 
 
-def need_towers(configs: Configs) -> bool:
-    """Whether any channel searches the towers' space."""
-    return any(_reads_towers(config) for config in configs.values())
-
-
 def fit(
     work: Work,
     data: Data,
@@ -100,8 +63,8 @@ def fit(
     towers: Towers | None,
     scope: Scope,
     configs: Configs,
-) -> dict[str, Artifact]:
-    """Fit each of the given channels on the scope's events.
+) -> Fit:
+    """Fit each of the given channels on the scope's events, its settings chosen on the scope's validation.
 
     Args:
         work: The run.
@@ -110,69 +73,132 @@ def fit(
         towers: The towers' space; None where no channel reads it.
         scope: Events, and validation to choose settings on.
         configs: Name to settings.
+
+    Raises:
+        ConfigError: When the data has nothing for any of them.
     """
-    artifacts = {}
-    for name, config in configs.items():
-        parents = _parents(data, features, towers, config)
-
-        def write(directory: Path, name: str = name, config: ChannelConfig = config) -> Mapping[str, Any]:
-            channel = fit_channel(name, config, _fit_data(work, data, features, towers, scope))
-            channel.save(directory)
-            return read_header(directory).facts
-
-        settings = {"channel": result_settings(config), "scope": scope.name}
-        if isinstance(config, NearestConfig):
-            settings["index"] = result_settings(work.config.index)
-        label = f"channel {name} on {scope.name}"
-        artifacts[name] = work.runner.run(KIND, VERSION, {"name": name, **settings}, parents, write, label=label)
-    return artifacts
-
-
-def chosen_configs(fitted: Fit) -> Configs:
-    """The channels' settings with what validation chose in them, for a second fit that has no validation."""
-    adapter: TypeAdapter[ChannelConfig] = TypeAdapter(ChannelConfig)
-    return {name: adapter.validate_python(read_header(a.path).config) for name, a in fitted.channels.items()}
+    plans = [_plan(work, data, features, towers, scope, channel) for channel in configs.items()]
+    fit_data = cache(lambda: _fit_data(work, data, features, towers, scope))
+    missing = [plan for plan in plans if not work.runner.has(KIND, VERSION, plan.settings, plan.parents)]
+    if _worth_ray(work, scope, missing):
+        work.need_ray()
+        # Where fewer channels are fitted than there are CPUs, the others count parts of the events.
+        map_shards = map_on_ray if len(missing) < cluster_cpus() else in_this_process
+        made = _side_by_side(work, plans, replace(fit_data(), map_shards=map_shards))
+    else:
+        made = {plan.name: _made(work, plan, lambda *task: fit_into(fit_data(), *task)) for plan in plans}
+    reasons = {name: str(one.summary[LEFT_OUT]) for name, one in made.items() if LEFT_OUT in one.summary}
+    for name, reason in reasons.items():
+        say(f"channel {name} is left out on {scope.name}: {reason}")
+    fitted = Fit(scope, towers, {name: made[name] for name in configs if name not in reasons}, reasons)
+    _require_some(fitted)
+    return fitted
 
 
-def queries_of(targets: Targets, user_tokens: IntArray | None) -> Queries:
-    """The questions of an evaluation part."""
-    tokens = None if user_tokens is None else user_tokens[targets.users]
-    return Queries(targets.history, targets.exclude, (None,) * len(targets), tokens)
+def fit_into(
+    data: FitData, directory: Path, name: str, config: ChannelConfig, settings: ChannelTuningConfig, lines: Path | None
+) -> dict[str, Any]:
+    """Fit one channel, with settings chosen on validation, into an empty directory.
+
+    Args:
+        data: What to fit on.
+        directory: Where it is saved.
+        name: The channel's name.
+        config: Its settings.
+        settings: How long to search.
+        lines: The file that gets what there is to say meanwhile; None says it here.
+
+    Returns:
+        What was found; under `LEFT_OUT` why the data has nothing for the channel, and then nothing was saved.
+    """
+    try:
+        tell = say if lines is None else partial(say_into, lines)
+        channel, facts = tune_channel(name, config, data, settings, tell)
+    except NotApplicable as reason:
+        return {LEFT_OUT: str(reason)}
+    channel.save(directory)
+    add_facts(directory, facts)
+    return read_header(directory).facts
 
 
-def query_encoder(towers: Towers) -> TowerQueryEncoder:
-    """The towers as an encoder of histories."""
-    return TowerQueryEncoder(towers.load(), towers.vectors, towers.space_id, lambda _: None)
+def agreed(fits: Sequence[Fit]) -> list[Fit]:
+    """The same fits with the channels that all of them have: folds are measured together.
+
+    Raises:
+        ConfigError: When there is no such channel.
+    """
+    reasons = {name: f"{reason} ({fit.scope.name})" for fit in reversed(fits) for name, reason in fit.left_out.items()}
+    if len(fits) == 1 or not reasons:
+        return list(fits)
+    common = [fit.without(reasons) for fit in fits]
+    _require_some(common[0])
+    return common
 
 
-def _assemble(parts: Mapping[str, Any]) -> Retriever:
-    channels = {name: load_fitted(open_artifact(Path(folder), KIND)) for name, folder in parts["channels"].items()}
-    encoders: list[QueryEncoder] = []
-    if parts["towers"] is not None:
-        towers, vectors = (Path(folder) for folder in parts["towers"])
-        encoders.append(
-            query_encoder(load_embedded(open_artifact(towers, TOWERS), open_artifact(vectors, VECTORS_KIND)))
-        )
-    encoders += [_frozen_encoder(c) for c in channels.values() if isinstance(c, NearestChannel) and _is_frozen(c)]
-    return Retriever(channels, tuple(encoders), Fusion.parse(parts["fusion"]))
+def heard(fitted: Fit, fusion: Fusion) -> Fit:
+    """The channels that are worth serving: not those whose candidates never count.
+
+    A channel that nobody's history weighs is still served where it answers what no history asks: everybody alike, or
+    a free text.
+    """
+    reads = {name: load_fitted(fitted.channels[name]).reads for name in fusion.silent & fitted.channels.keys()}
+    unheard = [name for name, parts in reads.items() if parts and "text" not in parts]
+    for name in unheard:
+        say(f"channel {name} is not served: validation gives it no weight beside the others")
+    return fitted.without(dict.fromkeys(unheard, "no weight in the fusion")) if unheard else fitted
 
 
-def _is_frozen(channel: NearestChannel) -> bool:
-    return channel.config.space != TOWERS
+_Fit = Callable[[Path, str, ChannelConfig, ChannelTuningConfig, Path | None], Mapping[str, Any]]
 
 
-def _frozen_encoder(channel: NearestChannel) -> FrozenQueryEncoder:
-    vectors = channel.index.vectors
-    return FrozenQueryEncoder(channel.config.space, vectors, channel.space_id, vectors.shape[1], lambda _: None)
+def _made(work: Work, plan: _Plan, fit_one: _Fit, lines: Path | None = None) -> Artifact:
+    """The channel's artifact, fitted by `fit_one` where it is not there yet."""
+
+    def write(directory: Path) -> Mapping[str, Any]:
+        return fit_one(directory.absolute(), plan.name, plan.config, work.config.channel_tuning, lines)
+
+    return work.runner.run(KIND, VERSION, plan.settings, plan.parents, write, label=plan.label)
 
 
-def _reads_towers(config: ChannelConfig) -> bool:
-    return isinstance(config, NearestConfig) and config.space == TOWERS
+def _worth_ray(work: Work, scope: Scope, missing: list[_Plan]) -> bool:
+    """Whether there is enough to fit that tasks beside each other gain more than starting them costs."""
+    large = len(scope.events) > work.config.channel_tuning.ray_above_events
+    several = len(missing) > 1 or (len(missing) == 1 and len(user_shards(scope.events)) > 1)
+    return large and several and not one_cpu(work.config.ray)
+
+
+def _side_by_side(work: Work, plans: list[_Plan], data: FitData) -> dict[str, Artifact]:
+    """All of them at once, as far as the cluster has CPUs; those that take longest begin first."""
+    lines = Path(work.config.storage).absolute() / "scratch" / "channels.txt"
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(plans, key=lambda plan: -KINDS[plan.config.kind].cost)
+    with following(lines), ThreadPoolExecutor(cluster_cpus()) as pool, Tasks(data) as tasks:
+        made = list(pool.map(lambda plan: _made(work, plan, partial(tasks.run, fit_into), lines), ordered))
+    return {plan.name: artifact for plan, artifact in zip(ordered, made, strict=True)}
+
+
+def _require_some(fitted: Fit) -> None:
+    if fitted.left_out and not fitted.channels:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in fitted.left_out.items())
+        raise ConfigError("channels", sorted(fitted.left_out), "a channel that the data has something for", reasons)
+
+
+def _plan(
+    work: Work, data: Data, features: Features, towers: Towers | None, scope: Scope, channel: tuple[str, ChannelConfig]
+) -> _Plan:
+    name, config = channel
+    settings = {"name": name, "channel": result_settings(config), "scope": scope.name}
+    if config.search and scope.validation is not None:
+        settings["tuning"] = result_settings(work.config.channel_tuning)
+    if isinstance(config, NearestConfig):
+        settings["index"] = result_settings(work.config.index)
+    parents = _parents(data, features, towers, config)
+    return _Plan(name, config, settings, parents, f"channel {name} on {scope.name}")
 
 
 def _parents(data: Data, features: Features, towers: Towers | None, config: ChannelConfig) -> dict[str, Artifact]:
     parents = {"dataset": data.artifact}
-    if towers is not None and _reads_towers(config):
+    if towers is not None and reads_towers(config):
         parents |= {"towers": towers.artifact, "vectors": towers.vectors_artifact}
     elif isinstance(config, ContentConfig | NearestConfig) and config.space is not None:
         parents["features"] = features.artifact

@@ -57,6 +57,10 @@ class StageRunner:
         self.made[label] = artifact
         return artifact
 
+    def has(self, kind: str, version: int, settings: Mapping[str, Any], parents: Mapping[str, Artifact]) -> bool:
+        """Whether `run` would find the artifact."""
+        return self.store.find(kind, self.key(kind, version, settings, parents)) is not None
+
     def key(
         self, kind: str, version: int, settings: Mapping[str, Any], parents: Mapping[str, Artifact], inputs: str = ""
     ) -> str:

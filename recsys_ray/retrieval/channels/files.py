@@ -1,7 +1,7 @@
 """`channel.json`: what each channel's directory says of itself."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ def write_header(directory: Path, name: str, config: Config, facts: dict[str, An
     """Write `channel.json`; `config` has a field `kind`."""
     settings = config.model_dump(mode="json")
     values = {"kind": settings["kind"], "name": name, "config": settings, "facts": facts or {}}
+    (directory / CHANNEL_FILE).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def add_facts(directory: Path, facts: dict[str, Any]) -> None:
+    """Put what else was found into a `channel.json`."""
+    header = read_header(directory)
+    values = {**asdict(header), "facts": {**header.facts, **facts}}
     (directory / CHANNEL_FILE).write_text(json.dumps(values, indent=1) + "\n")
 
 
