@@ -33,12 +33,14 @@ class Kind:
     Attributes:
         fit: (name, settings, data) to a finished channel. Raises `NotApplicable` when the data has nothing for it.
         load: Reads what the channel's `save` wrote.
+        cost: About how long a fit takes beside one of popularity's; where several run side by side, the longest begin.
         at_query: Settings that fitting does not read: a fitted channel takes others by `dataclasses.replace(config=…)`.
     """
 
     fit: Callable[[str, Any, FitData], Channel]
     load: Callable[[Path], Channel]
     at_query: frozenset[str] = frozenset()
+    cost: float = 1.0
 
 
 KINDS: dict[str, Kind] = {
