@@ -35,13 +35,21 @@ class ItemTowers(nn.Module):
         return [member for member in self.members if isinstance(member, ItemTower)]
 
     def forward(self, inputs: ItemInputs) -> Float[Tensor, "n MD"]:
-        """Encode n items. A member that reads nothing an item has says nothing of it, unless nobody else does."""
-        parts = torch.stack([member(inputs) for member in self.members], dim=1)
+        """Encode n items."""
+        return self.encode(inputs)[0]
+
+    def encode(self, inputs: ItemInputs) -> tuple[Float[Tensor, "n MD"], Float[Tensor, " n"]]:
+        """Encode n items, and how far the members' content heads are from them, see `ItemTower.forward`.
+
+        A member that reads nothing an item has says nothing of it, unless nobody else does either.
+        """
+        vectors, missed = zip(*(member(inputs) for member in self.members), strict=True)
+        parts = torch.stack(vectors, dim=1)
         if len(self.members) > 1:
             knows = torch.stack([member.presence(inputs).any(1) for member in self.towers], dim=1)
             knows = knows | ~knows.any(1, keepdim=True)
             parts = parts * knows.unsqueeze(-1)
-        return F.normalize(parts.flatten(1), dim=-1)
+        return F.normalize(parts.flatten(1), dim=-1), torch.stack(missed).sum(0)
 
 
 class UserTowers(nn.Module):

@@ -81,13 +81,7 @@ class VectorsConfig(Config):
 
 
 class IdConfig(Config):
-    """A learned vector for each known item, added to what its content says.
-
-    Attributes:
-        dropout: Share of items whose id is hidden in a training step, so that content alone learns to carry an item.
-    """
-
-    dropout: float = Field(0.2, ge=0, lt=1)
+    """A learned vector for each known item, added to what its content says."""
 
 
 @runtime_checkable

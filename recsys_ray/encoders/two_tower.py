@@ -50,8 +50,8 @@ class TwoTowerConfig(Config):
         members: The models of the ensemble, each by the modalities it reads: "all", "content" (all but the id) or "id".
             Their vectors stand side by side, so that the space has D numbers a member.
         temperature: Scores are cosines divided by it in the loss.
-        modality_dropout: Probability that a content modality of an item is hidden in a training step, never all.
-        alone: Probability that an item shows a single modality in a training step, as a text query does later.
+        modality_dropout: Probability that a content modality of an item is hidden from the content head in training.
+        alone: Probability that an item shows the content head a single modality, as a text query does later.
         text: Text fields.
         image: Pictures.
         attributes: Categorical and numeric attributes.
@@ -63,8 +63,8 @@ class TwoTowerConfig(Config):
     dim: int = Field(64, ge=4)
     members: tuple[Member, ...] = Field(("all",), min_length=1)
     temperature: float = Field(0.05, gt=0)
-    modality_dropout: float = Field(0.1, ge=0, lt=1)
-    alone: float = Field(0.03, ge=0, lt=1)
+    modality_dropout: float = Field(0.2, ge=0, lt=1)
+    alone: float = Field(0.3, ge=0, lt=1)
     text: TextConfig | None = TextConfig()
     image: ImageConfig | None = ImageConfig()
     attributes: AttributesConfig | None = AttributesConfig()
@@ -152,19 +152,19 @@ class TwoTower(nn.Module):
         self.item_tower = item_tower
         self.user_tower = user_tower
 
-    def forward(
-        self, batch: TrainBatch
-    ) -> tuple[Float[Tensor, "P M D"], Float[Tensor, "P M D"], Float[Tensor, "n M D"], Float[Tensor, "2 b MD"]]:
-        """Vectors for the loss, by member: queries at the P supervised positions, their targets, and the negatives.
+    def forward(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the loss reads, by member; the M parts of a vector have length 1 together.
 
-        The M parts of a vector have length 1 together. Behind them the pairs, all members together.
+        Returns:
+            Queries at the P supervised positions (P, M, D), their targets (P, M, D), the negatives (n, M, D), the
+            aligned pairs (2, b, M D), and how far the content heads are from the negatives (n,).
         """
-        items = self.item_tower(batch.items)
+        items, missed = self.item_tower.encode(batch.items)
         outputs = self.user_tower(gather(items, batch.history), batch.history >= 0, batch.user_tokens)
         supervised = batch.targets >= 0
         vectors = outputs[supervised], gather(items, batch.targets[supervised]), gather(items, batch.negatives)
         queries, targets, negatives = (one.unflatten(-1, (len(self.config.members), -1)) for one in vectors)
-        return queries, targets, negatives, gather(items, batch.pairs)
+        return queries, targets, negatives, gather(items, batch.pairs), missed[batch.negatives]
 
 
 def gather(vectors: Float[Tensor, "m D"], rows: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
@@ -319,8 +319,7 @@ def _item_tower(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, s
             f"no modality for the member {member!r}",
             "text, image, attributes, vectors or id that the data has",
         )
-    dropouts = [config.id.dropout if name == ID and config.id else config.modality_dropout for name in encoders]
-    return ItemTower(tuple(encoders), tuple(encoders.values()), dropouts, config.alone, config.dim)
+    return ItemTower(tuple(encoders), tuple(encoders.values()), config.modality_dropout, config.alone, config.dim)
 
 
 def _content_encoders(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str]) -> dict[str, nn.Module]:

@@ -45,9 +45,9 @@ def train_step(engine: Engine, batch: StepBatch, temperature: float, step: int, 
 def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Tensor, ""]:
     """This rank's part of the loss: over all ranks they add up to the mean over the global batch's positions.
 
-    The alignment of the global batch's pairs is added to it, by its weight.
+    The content heads' distance from the negatives is added to it, and the alignment of the pairs by its weight.
     """
-    queries, targets, negatives, aligned = engine.model(batch.inputs)
+    queries, targets, negatives, aligned, missed = engine.model(batch.inputs)
     gathered = gather_with_gradient(negatives, len(batch.negative_rows))
     # Members learn apart. Their parts of unit vectors are shorter by the root of M, so a dot product by M.
     members = queries.shape[1]
@@ -59,7 +59,7 @@ def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Te
         )
         for member in range(members)
     ]
-    total = torch.stack(losses).sum() / batch.num_positions
+    total: Tensor = torch.stack(losses).sum() / batch.num_positions + missed.sum() / len(batch.negative_rows)
     if not batch.pairs.count:
         return total
     return total + batch.pairs.weight * alignment_loss(aligned, batch.pairs, temperature)

@@ -105,19 +105,46 @@ def test_each_modality_changes_the_vector():
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=20), st.floats(0, 0.99))
 def test_hiding_never_invents_a_modality_and_never_takes_the_last(rows: list[list[bool]], dropout: float):
     present = torch.tensor(rows)
-    shown = hide(present, torch.full((3,), dropout), alone=0.0)
+    shown = hide(present, dropout, alone=0.0)
     assert not (shown & ~present).any()
     assert torch.equal(shown.any(1), present.any(1))
 
 
 def test_modalities_are_hidden_as_often_as_configured():
-    shown = hide(torch.ones(20000, 3, dtype=torch.bool), torch.tensor([0.0, 0.3, 0.8]), alone=0.0).float().mean(0)
-    assert torch.allclose(shown, torch.tensor([1.0, 0.7, 0.2]), atol=0.02)
+    shown = hide(torch.ones(20000, 3, dtype=torch.bool), 0.3, alone=0.0).float().mean(0)
+    # Where all three would go (0.3 ** 3), one of them stays.
+    assert torch.allclose(shown, torch.full((3,), 0.7 + 0.3**3 / 3), atol=0.02)
 
 
 def test_some_items_show_one_modality_alone() -> None:
     torch.manual_seed(0)
-    shown = hide(torch.ones(20000, 3, dtype=torch.bool), torch.zeros(3), alone=0.3)
+    shown = hide(torch.ones(20000, 3, dtype=torch.bool), 0.0, alone=0.3)
     single = shown.sum(1) == 1
     assert single.float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert shown[single].float().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_the_content_head_learns_the_vectors_of_known_items_and_teaches_nothing_back() -> None:
+    torch.manual_seed(0)
+    model = make_model().train()
+    inputs = make_inputs(torch.ones(20, 5, dtype=torch.bool))
+    vectors, missed = model.item_tower.encode(inputs)
+    missed.sum().backward()
+    of_heads = {id(parameter) for tower in model.item_tower.towers for parameter in tower.head.parameters()}
+    for parameter in model.item_tower.parameters():
+        assert (parameter.grad is not None and parameter.grad.any().item()) == (id(parameter) in of_heads)
+    optimizer = torch.optim.Adam(model.item_tower.parameters(), lr=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model.item_tower.encode(inputs)[1].sum().backward()
+        optimizer.step()
+    unknown = ItemInputs(inputs.values, {**inputs.present, "id": torch.zeros(20, dtype=torch.bool)})
+    guessed = model.eval().item_tower(unknown)
+    assert torch.equal(model.item_tower(inputs), vectors)
+    assert (guessed * vectors).sum(1).mean() > 0.95
+
+
+def test_only_known_items_with_content_teach_the_content_head() -> None:
+    missed = make_model().item_tower.encode(make_inputs(ALL_SUBSETS))[1]
+    taught = ALL_SUBSETS[:, -1] & ALL_SUBSETS[:, :-1].any(1)
+    assert torch.equal(missed > 0, taught)

@@ -32,7 +32,7 @@ def test_a_dot_product_is_the_mean_of_the_members_cosines() -> None:
     assert torch.allclose(queries.norm(dim=1), torch.ones(2), atol=1e-5)
     cosines = []
     for tower, user in zip(model.item_tower.towers, model.user_tower.members, strict=True):
-        own = tower(make_inputs())[:7]
+        own = tower(make_inputs())[0][:7]
         cosines.append(user(own[history], torch.ones(2, 3, dtype=torch.bool), None)[:, -1] @ own.T)
     assert torch.allclose(queries @ items.T, torch.stack(cosines).mean(0), atol=1e-5)
 

@@ -43,24 +43,25 @@ def make_batch() -> TrainBatch:
 def test_forward_answers_for_the_supervised_positions_in_row_order():
     model = make_model().eval()
     batch = make_batch()
-    queries, targets, negatives, pairs = model(batch)
+    queries, targets, negatives, pairs, missed = model(batch)
     items = model.item_tower(batch.items)
     outputs = model.user_tower(items[batch.history.clamp(min=0)], batch.history >= 0, None)
     assert torch.allclose(queries.flatten(1), torch.cat([outputs[0, :2], outputs[1]]), atol=1e-6)
     assert torch.equal(targets.flatten(1), items[[0, 1, 3, 4, 5]])
     assert torch.equal(negatives.flatten(1), items[6:])
     assert pairs.shape == (2, 0, items.shape[1])
-    *_, pairs = model(replace(batch, pairs=torch.tensor([[3, 1], [0, 9]])))
+    assert missed.shape == (4,)
+    *_, pairs, _ = model(replace(batch, pairs=torch.tensor([[3, 1], [0, 9]])))
     assert torch.equal(pairs, items[torch.tensor([[3, 1], [0, 9]])])
 
 
 def test_a_few_steps_learn_the_next_item():
-    model = make_model(id={"dropout": 0.0}, user={"dropout": 0.0}, alone=0.0).train()
+    model = make_model(user={"dropout": 0.0}).train()
     batch = make_batch()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(60):
-        queries, targets, negatives, _ = (vectors.flatten(1) for vectors in model(batch))
+        queries, targets, negatives = (vectors.flatten(1) for vectors in model(batch)[:3])
         logits = (
             torch.cat([(queries * targets).sum(1, keepdim=True), queries @ negatives.T], 1) / model.config.temperature
         )

@@ -44,7 +44,7 @@ LEARNING_RATE = 0.5
 
 def small_towers(content: bool = False) -> TwoTower:
     user = {"blocks": 1, "heads": 2, "history": 8, "dropout": 0.0}
-    parts = {"text": None, "image": None, "vectors": None, "attributes": None, "id": {"dropout": 0.0}}
+    parts = {"text": None, "image": None, "vectors": None, "attributes": None}
     if content:
         parts |= {"text": {}, "image": {}}
     config = TwoTowerConfig.parse(
