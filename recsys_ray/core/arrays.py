@@ -55,6 +55,11 @@ class Ragged:
         rows = np.asarray(rows, np.int64)
         return self._slices(self.offsets[rows], self.lengths[rows])
 
+    def where(self, mask: BoolArray) -> "Ragged":
+        """The values under a (len(values),) mask; rows stay, though they may become empty."""
+        lengths = np.bincount(self.row_of_value[mask], minlength=len(self))
+        return Ragged(self.values[mask], np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+
     def last(self, count: int) -> "Ragged":
         """The last `count` values of each row."""
         kept = np.minimum(self.lengths, count)

@@ -32,6 +32,10 @@ class ItemInputs:
         values = {name: {key: tensor[rows] for key, tensor in inner.items()} for name, inner in self.values.items()}
         return ItemInputs(values, {name: mask[rows] for name, mask in self.present.items()})
 
+    def only(self, *names: str) -> "ItemInputs":
+        """The same items with some of their modalities alone."""
+        return ItemInputs({name: self.values[name] for name in names}, {name: self.present[name] for name in names})
+
     def to(self, device: torch.device) -> "ItemInputs":
         """The same items on a device."""
         values = {

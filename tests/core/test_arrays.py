@@ -26,6 +26,12 @@ def test_take(rows, data):
     assert as_lists(Ragged.of(rows).take(np.array(chosen, np.int64))) == [rows[place] for place in chosen]
 
 
+@given(ROWS)
+def test_where(rows):
+    ragged = Ragged.of(rows)
+    assert as_lists(ragged.where(ragged.values > 0)) == [[value for value in row if value > 0] for row in rows]
+
+
 @given(ROWS, st.integers(0, 8))
 def test_last(rows, count):
     assert as_lists(Ragged.of(rows).last(count)) == [row[len(row) - min(count, len(row)) :] for row in rows]
