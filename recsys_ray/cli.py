@@ -142,13 +142,29 @@ def serve(
 @app.command()
 def demo(
     storage: Annotated[Path, typer.Option(help="Where everything goes; a second run reuses it.")] = Path(".demo"),
+    data: Annotated[
+        Path | None, typer.Option(help="Your own folder: items.*, events.* or interactions.*, users.*, pictures.")
+    ] = None,
+    search: Annotated[str, typer.Option(help="With --data: a text to search for in the end.")] = "",
+    preset: Preset = "cpu",
+    sets: Settings = None,
     wheel: Annotated[Path | None, typer.Option(help="An offline copy of the recbole 1.2.1 wheel.")] = None,
     port: Port = 8000,
 ) -> None:
-    """MovieLens-100K from raw files to HTTP answers; keeps serving on a terminal."""
-    from recsys_ray.demo import run_demo
+    """MovieLens-100K, or a folder of your own, from raw files to HTTP answers; keeps serving on a terminal."""
+    from recsys_ray.core.config import override, parse_assignments
+    from recsys_ray.demo import Questions, run_and_ask, run_demo, settings_of_folder
+    from recsys_ray.presets import load_preset
 
-    run_demo(storage, wheel, port, keep_serving=sys.stdout.isatty())
+    keep_serving = sys.stdout.isatty()
+    if data is None:
+        if search or sets:
+            raise ConfigError("demo", "--search or --set without --data", "them with --data alone")
+        run_demo(storage, wheel, port, keep_serving)
+        return
+    config = override(load_preset(preset, None, [], storage), settings_of_folder(data))
+    config = override(config, parse_assignments(sets or []))
+    run_and_ask(config, Questions(search=search or None), port, keep_serving)
 
 
 @app.command()

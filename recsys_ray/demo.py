@@ -1,4 +1,4 @@
-"""`recsys-ray demo`: MovieLens-100K from raw files to recommendations over HTTP, with real output at each step."""
+"""`recsys-ray demo`: MovieLens-100K, or a folder of one's own, from raw files to answers over HTTP, step by step."""
 
 import json
 import os
@@ -6,16 +6,21 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from recsys_ray.config import RunConfig
 from recsys_ray.core.artifacts import sha256_file
 from recsys_ray.core.config import override
-from recsys_ray.core.errors import DataError
+from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.core.progress import say
+from recsys_ray.data.dataset import Dataset
+from recsys_ray.data.sources import find_files
 from recsys_ray.pipeline import RunResult, run
 from recsys_ray.presets import PRESETS
 from serve_app.config import ServeConfig
@@ -30,6 +35,19 @@ _FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
 _USERS = ("1", "42", "308")
 _SEARCH = "space adventure with robots"
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the server is asked in the end.
+
+    Attributes:
+        users: User ids; None takes three who lately came back.
+        search: A free text; None leaves the search out.
+    """
+
+    users: tuple[str, ...] | None = None
+    search: str | None = None
 
 
 def run_demo(storage: Path, wheel: Path | None, port: int, keep_serving: bool) -> None:
@@ -48,12 +66,32 @@ def run_demo(storage: Path, wheel: Path | None, port: int, keep_serving: bool) -
         "data.events": str(raw[0]),
         "data.users": str(raw[2]),
     }
-    result = run(override(PRESETS["demo"](), settings))
-    config = ServeConfig(release=str(result.require_release().path))
-    running = start_serving(config, port=port, blocking=False)
+    run_and_ask(override(PRESETS["demo"](), settings), Questions(_USERS, _SEARCH), port, keep_serving)
+
+
+def settings_of_folder(folder: Path) -> dict[str, Any]:
+    """Where a folder's own files lie: items.*, events.* or interactions.*, users.*; MovieLens and RecBole folders too.
+
+    Raises:
+        ConfigError: When it is no folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError("--data", str(folder), "a folder with items.*, events.* or interactions.*, perhaps users.*")
+    settings = {"name": folder.resolve().name, "data.items": str(folder), "data.events": str(folder)}
     try:
-        ask(running.address, result)
-        say(f"\nThe report with plots: {storage / 'report.html'}")
+        find_files("data.users", str(folder), "users")
+    except ConfigError:
+        return settings
+    return {**settings, "data.users": str(folder)}
+
+
+def run_and_ask(config: RunConfig, questions: Questions, port: int, keep_serving: bool) -> None:
+    """Run every stage, serve the release, ask it over HTTP; see `run_demo`."""
+    result = run(config)
+    running = start_serving(ServeConfig(release=str(result.require_release().path)), port=port, blocking=False)
+    try:
+        ask(running.address, result, questions)
+        say(f"\nThe report with plots: {result.storage / 'report.html'}")
         if keep_serving:
             say(f"Serving at {running.address} (a page at /, the API described at /openapi.json). Ctrl-C stops.")
             _wait()
@@ -86,12 +124,12 @@ def fetch_movielens(folder: Path, wheel: Path | None) -> list[Path]:
     return files
 
 
-def ask(address: str, result: RunResult) -> None:
+def ask(address: str, result: RunResult, questions: Questions) -> None:
     """Ask the server what a visitor would ask, and print questions and answers."""
     out = Console()
     dataset = result.load_dataset()
     titles = dict(zip(dataset.item_ids.ids, _titles(dataset.items, dataset.fields.title), strict=True))
-    for user in _USERS:
+    for user in questions.users or _some_users(dataset):
         answer = _post(address, "/v1/recommend", {"user_id": user, "k": _SHOWN})
         history = dataset.events.histories[dataset.user_ids.row(user)][-_SHOWN:]
         watched = "; ".join(titles[item] for item in dataset.item_ids.externals(history))
@@ -100,8 +138,17 @@ def ask(address: str, result: RunResult) -> None:
     liked = dataset.item_ids.external(int(dataset.events.item_counts().argmax()))
     similar = _post(address, "/v1/similar", {"item_id": liked, "k": _SHOWN})
     out.print(_table(f"similar to {titles[liked]}", similar["items"]))
-    found = _post(address, "/v1/search", {"text": _SEARCH, "k": _SHOWN})
-    out.print(_table(f"search: {_SEARCH}", found["items"]))
+    if questions.search:
+        found = _post(address, "/v1/search", {"text": questions.search, "k": _SHOWN})
+        out.print(_table(f"search: {questions.search}", found["items"]))
+
+
+def _some_users(dataset: Dataset) -> list[str]:
+    """Users with a history that a person can take in at a glance: of middling length, spread over the log."""
+    lengths = dataset.events.histories.lengths
+    usual = np.argsort(np.abs(lengths - np.median(lengths[lengths > 0])), kind="stable")[: len(lengths) // 2 + 1]
+    chosen = np.sort(usual)[np.linspace(0, len(usual) - 1, min(3, len(usual))).astype(np.int64)]
+    return [dataset.user_ids.external(int(user)) for user in chosen]
 
 
 def _titles(items: Any, field: str | None) -> list[str]:

@@ -33,6 +33,11 @@ _MOVIELENS: dict[Role, tuple[str, ...]] = {
     "items": ("u.item", "movies.dat", "movies.csv"),
     "users": ("u.user", "users.dat"),
 }
+_STEMS: dict[Role, tuple[str, ...]] = {
+    "events": ("events", "interactions", "ratings"),
+    "items": ("items", "catalogue", "catalog", "products", "movies"),
+    "users": ("users",),
+}
 _RECBOLE: dict[Role, str] = {"events": ".inter", "items": ".item", "users": ".user"}
 
 
@@ -174,5 +179,15 @@ def _files_of_folder(folder: Path, role: Role) -> list[Path]:
     atomic = sorted(folder.glob(f"*{_RECBOLE[role]}"))
     if atomic:
         return atomic
+    by_role = files_by_role(folder)
+    if len(by_role) > 1:
+        return by_role.get(role, [])
     files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".", "_")))
     return sorted(file for file in files if data_suffix(file) in _SUFFIXES)
+
+
+def files_by_role(folder: Path) -> dict[Role, list[Path]]:
+    """The files of a folder whose names say what they are, e.g. items.parquet, interactions.csv and users.jsonl."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and data_suffix(file) in _SUFFIXES)
+    found = {role: [file for file in files if file.name.split(".")[0] in stems] for role, stems in _STEMS.items()}
+    return {role: paths for role, paths in found.items() if paths}

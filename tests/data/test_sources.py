@@ -100,3 +100,20 @@ def test_places_do_not_change_the_result():
     here = DataConfig(items="a", events="b", ray_above_bytes=1)
     assert result_settings(here) == result_settings(DataConfig())
     assert result_settings(here) != result_settings(override(here, {"columns.weight": "rating"}))
+
+
+def test_a_folder_of_several_roles_gives_each_its_own_files(tmp_path):
+    for name in ("items.parquet", "interactions.csv", "users.jsonl", "notes.txt"):
+        (tmp_path / name).touch()
+    assert names(find_files("data.items", str(tmp_path), "items")) == ["items.parquet"]
+    assert names(find_files("data.events", str(tmp_path), "events")) == ["interactions.csv"]
+    assert names(find_files("data.users", str(tmp_path), "users")) == ["users.jsonl"]
+    (tmp_path / "users.jsonl").unlink()
+    with pytest.raises(ConfigError, match="data.users"):
+        find_files("data.users", str(tmp_path), "users")
+
+
+def test_a_folder_of_one_role_gives_all_its_files(tmp_path):
+    for name in ("events.csv", "events-2.csv", "part-0.csv"):
+        (tmp_path / name).touch()
+    assert len(find_files("data.events", str(tmp_path), "events")) == 3
