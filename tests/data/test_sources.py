@@ -109,7 +109,7 @@ def test_a_folder_of_several_roles_gives_each_its_own_files(tmp_path):
     assert names(find_files("data.events", str(tmp_path), "events")) == ["interactions.csv"]
     assert names(find_files("data.users", str(tmp_path), "users")) == ["users.jsonl"]
     (tmp_path / "users.jsonl").unlink()
-    with pytest.raises(ConfigError, match="data.users"):
+    with pytest.raises(ConfigError, match=r"data\.users"):
         find_files("data.users", str(tmp_path), "users")
 
 
