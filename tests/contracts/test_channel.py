@@ -19,6 +19,7 @@ from recsys_ray.retrieval.channels import KINDS, ChannelConfig, fit_channel, loa
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
+from recsys_ray.retrieval.channels.matrix_factorisation import MatrixFactorisationConfig
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.channels.recent import RecentConfig
@@ -62,6 +63,7 @@ CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "content, TF-IDF": (ContentConfig(), EXACT),
     "content, mix chosen": (ContentConfig(space="text"), EXACT),
     "content, half neural": (ContentConfig(space="text", mix=0.5), EXACT),
+    "matrix_factorisation": (MatrixFactorisationConfig(dim=8, iterations=3), EXACT),
     "nearest, exact": (NearestConfig(), EXACT),
     "nearest, all lists of IVF": (NearestConfig(), APPROXIMATE),
     "popularity": (PopularityConfig(), EXACT),

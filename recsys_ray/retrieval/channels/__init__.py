@@ -9,19 +9,35 @@ from pydantic import Field
 
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.retrieval.channel import Channel
-from recsys_ray.retrieval.channels import co_visitation, content, nearest, popularity, recent, trending
+from recsys_ray.retrieval.channels import (
+    co_visitation,
+    content,
+    folded,
+    matrix_factorisation,
+    nearest,
+    popularity,
+    recent,
+    trending,
+)
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.channels.fit_data import FitData
 from recsys_ray.retrieval.channels.item_table import AT_QUERY
+from recsys_ray.retrieval.channels.matrix_factorisation import MatrixFactorisationConfig
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.channels.recent import RecentConfig
 from recsys_ray.retrieval.channels.trending import TrendingConfig
 
 ChannelConfig = Annotated[
-    CoVisitationConfig | ContentConfig | NearestConfig | PopularityConfig | RecentConfig | TrendingConfig,
+    CoVisitationConfig
+    | ContentConfig
+    | MatrixFactorisationConfig
+    | NearestConfig
+    | PopularityConfig
+    | RecentConfig
+    | TrendingConfig,
     Field(discriminator="kind"),
 ]
 
@@ -46,6 +62,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "co_visitation": Kind(co_visitation.fit, co_visitation.load, AT_QUERY),
     "content": Kind(content.fit, content.load),
+    "matrix_factorisation": Kind(matrix_factorisation.fit, matrix_factorisation.load, folded.AT_QUERY, cost=20.0),
     "nearest": Kind(nearest.fit, nearest.load),
     "popularity": Kind(popularity.fit, popularity.load),
     "recent": Kind(recent.fit, recent.load),
