@@ -19,10 +19,12 @@ from recsys_ray.retrieval.channels import KINDS, ChannelConfig, fit_channel, loa
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
+from recsys_ray.retrieval.channels.item_knn import ItemKnnConfig
 from recsys_ray.retrieval.channels.matrix_factorisation import MatrixFactorisationConfig
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.channels.recent import RecentConfig
+from recsys_ray.retrieval.channels.rp3beta import Rp3BetaConfig
 from recsys_ray.retrieval.channels.trending import TrendingConfig
 from recsys_ray.retrieval.query import Queries
 
@@ -64,6 +66,9 @@ CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "content, mix chosen": (ContentConfig(space="text"), EXACT),
     "content, half neural": (ContentConfig(space="text", mix=0.5), EXACT),
     "matrix_factorisation": (MatrixFactorisationConfig(dim=8, iterations=3), EXACT),
+    "item_knn": (ItemKnnConfig(), EXACT),
+    "item_knn, pruned": (ItemKnnConfig(neighbours=5, shrink=0, decay=1.0), EXACT),
+    "rp3beta": (Rp3BetaConfig(), EXACT),
     "nearest, exact": (NearestConfig(), EXACT),
     "nearest, all lists of IVF": (NearestConfig(), APPROXIMATE),
     "popularity": (PopularityConfig(), EXACT),

@@ -13,30 +13,36 @@ from recsys_ray.retrieval.channels import (
     co_visitation,
     content,
     folded,
+    item_knn,
     matrix_factorisation,
     nearest,
     popularity,
     recent,
+    rp3beta,
     trending,
 )
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.channels.fit_data import FitData
+from recsys_ray.retrieval.channels.item_knn import ItemKnnConfig
 from recsys_ray.retrieval.channels.item_table import AT_QUERY
 from recsys_ray.retrieval.channels.matrix_factorisation import MatrixFactorisationConfig
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.channels.recent import RecentConfig
+from recsys_ray.retrieval.channels.rp3beta import Rp3BetaConfig
 from recsys_ray.retrieval.channels.trending import TrendingConfig
 
 ChannelConfig = Annotated[
     CoVisitationConfig
     | ContentConfig
+    | ItemKnnConfig
     | MatrixFactorisationConfig
     | NearestConfig
     | PopularityConfig
     | RecentConfig
+    | Rp3BetaConfig
     | TrendingConfig,
     Field(discriminator="kind"),
 ]
@@ -62,10 +68,12 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "co_visitation": Kind(co_visitation.fit, co_visitation.load, AT_QUERY),
     "content": Kind(content.fit, content.load),
+    "item_knn": Kind(item_knn.fit, item_knn.load, AT_QUERY, cost=5.0),
     "matrix_factorisation": Kind(matrix_factorisation.fit, matrix_factorisation.load, folded.AT_QUERY, cost=20.0),
     "nearest": Kind(nearest.fit, nearest.load),
     "popularity": Kind(popularity.fit, popularity.load),
     "recent": Kind(recent.fit, recent.load),
+    "rp3beta": Kind(rp3beta.fit, rp3beta.load, AT_QUERY, cost=5.0),
     "trending": Kind(trending.fit, trending.load),
 }
 

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
 
-from recsys_ray.core.events import Events
+from recsys_ray.retrieval.channels.counting import Block, item_users, scaled, visited_pairs
 from recsys_ray.retrieval.channels.fit_data import FitData
-from recsys_ray.retrieval.channels.item_table import ItemTableChannel, ItemTableConfig, load_item_table
+from recsys_ray.retrieval.channels.item_table import ItemTableChannel, ItemTableConfig, load_item_table, table_of
 from recsys_ray.retrieval.channels.settings import Search
-from recsys_ray.retrieval.channels.table import Table, prune
 
 
 class CoVisitationConfig(ItemTableConfig):
@@ -46,30 +44,15 @@ class CoVisitationConfig(ItemTableConfig):
 
 def fit(name: str, config: CoVisitationConfig, data: FitData) -> ItemTableChannel:
     """Count the pairs and normalise them."""
-    counts = count_pairs(data.events, config.window, config.gap_exponent)
-    table = counts + config.transpose * counts.T if config.transpose else counts
-    users = np.maximum(np.asarray(data.events.matrix().sum(0)).ravel(), 1.0)
-    table = sp.diags(users**-config.source_exponent) @ table @ sp.diags(users**-config.target_exponent)
-    if config.neighbours is not None:
-        table = prune(table, config.neighbours)
-    return ItemTableChannel(name, config, Table.of(table))
+    users = item_users(data.events)
+
+    def normalised(block: Block) -> sp.csr_matrix:
+        return scaled(block, users, config.source_exponent, config.target_exponent)
+
+    blocks = visited_pairs(data, config.window, config.gap_exponent, config.transpose)
+    return ItemTableChannel(name, config, table_of(blocks, normalised, config.neighbours))
 
 
 def load(directory: Path) -> ItemTableChannel:
     """Read what `save` wrote."""
     return load_item_table(directory, CoVisitationConfig)
-
-
-def count_pairs(events: Events, window: int, gap_exponent: float) -> sp.csr_matrix:
-    """(N, N) float32: entry (i, j) sums 1 / gap^exponent over all times a user met j within `window` steps after i."""
-    users, items = events.users, events.items
-    counts = sp.csr_matrix((events.num_items, events.num_items), dtype=np.float32)
-    # One gap at a time: memory holds the distinct pairs, never all pairs of the window.
-    for gap in range(1, min(window, max(len(items) - 1, 0)) + 1):
-        same = users[gap:] == users[:-gap]
-        if not same.any():
-            break
-        weights = np.full(int(same.sum()), gap**-gap_exponent, np.float32)
-        pairs = (items[:-gap][same].astype(np.int32), items[gap:][same].astype(np.int32))
-        counts = counts + sp.csr_matrix((weights, pairs), counts.shape)
-    return counts

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import scipy.sparse as sp
 
 from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
 from recsys_ray.index.spec import IndexConfig
+from recsys_ray.retrieval.channels.shards import CountShard, MapShards, add_up, in_this_process
 from recsys_ray.retrieval.query import Queries
 
 
@@ -61,6 +63,7 @@ class FitData:
         spaces: Name ("towers", or "text", "image", … for frozen content) to item vectors.
         validation: For settings that are chosen; None where there is nothing to choose on.
         index: How an index over a space is chosen.
+        map_shards: Where `over_shards` counts: in this process, or `retrieval.on_ray.map_on_ray`.
     """
 
     events: Events
@@ -69,6 +72,7 @@ class FitData:
     spaces: dict[str, Space] = field(default_factory=dict)
     validation: ValidationPairs | None = None
     index: IndexConfig = field(default_factory=IndexConfig)
+    map_shards: MapShards = in_this_process
 
     def space(self, setting: str, name: str) -> Space:
         """The space of this name.
@@ -80,3 +84,11 @@ class FitData:
             allowed = ", ".join(sorted(self.spaces)) or "none: this run makes no vectors"
             raise ConfigError(setting, name, allowed)
         return self.spaces[name]
+
+    def over_shards(self, count: CountShard) -> sp.csr_matrix:
+        """The sum of `count(shard)` over fixed shards of users, whose events it gets; equal wherever they are counted.
+
+        Args:
+            count: Gives matrices of one shape in canonical form (columns sorted, none twice).
+        """
+        return add_up(self.map_shards(count, self.events))

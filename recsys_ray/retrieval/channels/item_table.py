@@ -1,17 +1,20 @@
 """An item-to-item table as a channel: every item of the history leads to others, newer items count more."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import scipy.sparse as sp
 from pydantic import Field
 
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
+from recsys_ray.retrieval.channels.counting import Block
 from recsys_ray.retrieval.channels.files import read_header, write_header
 from recsys_ray.retrieval.channels.settings import ChannelSettings
-from recsys_ray.retrieval.channels.table import SparseRows, Table, decayed, evidence
+from recsys_ray.retrieval.channels.table import SparseRows, Table, decayed, evidence, prune
 from recsys_ray.retrieval.query import Queries
 
 AT_QUERY = frozenset({"decay", "history"})
@@ -24,12 +27,12 @@ class ItemTableConfig(ChannelSettings):
     Attributes:
         decay: What a step further back in the history counts, as a factor a step.
         history: The last so many items of a history are read.
-        neighbours: Keep only this many of the largest entries of each item; None keeps all.
+        neighbours: Keep only this many of each item's entries, those farthest from 0; None keeps all.
     """
 
     decay: float = Field(0.6, gt=0, le=1)
     history: int = Field(200, ge=1)
-    neighbours: int | None = Field(None, ge=1)
+    neighbours: int | None = Field(1000, ge=1)
 
 
 C = TypeVar("C", bound=ItemTableConfig)
@@ -69,6 +72,11 @@ class ItemTableChannel:
 
     def _steps(self, queries: Queries) -> SparseRows:
         return decayed(queries.history, self.config.decay, self.config.history)
+
+
+def table_of(blocks: Iterable[Block], value: Callable[[Block], sp.csr_matrix], neighbours: int | None) -> Table:
+    """The pruned table whose rows are what `value` makes of blocks of counts, one block in memory at a time."""
+    return Table.of(sp.vstack([prune(value(block), neighbours) for block in blocks]))
 
 
 def load_item_table(directory: Path, settings: type[C]) -> ItemTableChannel:
