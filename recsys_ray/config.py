@@ -14,7 +14,8 @@ from recsys_ray.data.sources import DataConfig
 from recsys_ray.data.split import SplitConfig
 from recsys_ray.embedding.encode import EmbeddingConfig
 from recsys_ray.encoders.two_tower import TwoTowerConfig
-from recsys_ray.evaluation.replay import FUSED, EvaluationConfig
+from recsys_ray.evaluation.replay import FUSED
+from recsys_ray.evaluation.settings import EvaluationConfig
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.retrieval.channel_tuning import ChannelTuningConfig
 from recsys_ray.retrieval.channels import ChannelConfig

@@ -11,12 +11,14 @@ from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.errors import ConfigError, RecsysError
 from recsys_ray.core.progress import console, say
 from recsys_ray.data.dataset import Dataset, load_dataset
+from recsys_ray.evaluation.ranks import RANKS_FILE
 from recsys_ray.evaluation.report import REPORT_HTML, REPORT_JSON, print_report, read_report
-from recsys_ray.stages import channels, dataset, evaluation, features, release, towers
-from recsys_ray.stages.channels import Configs, Fit
+from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.stages import channels, dataset, evaluation, features, fusion, release, towers
 from recsys_ray.stages.features import Features
+from recsys_ray.stages.fitted import Configs, Fit, need_towers
 from recsys_ray.stages.runner import StageRunner
-from recsys_ray.stages.work import Data, Scope, Work, fold_scopes, publish_scope
+from recsys_ray.stages.work import Data, Scope, Work, fold_scopes, publish_scope, refit_scope
 
 STAGES = ("prepare", "features", "train", "embed", "index", "fit", "evaluate", "publish", "run")
 RELEASE_LINK = "release"
@@ -88,26 +90,27 @@ def run(config: RunConfig, until: str = "run") -> RunResult:
         fits = _fit_all(work, data, frozen, fold_scopes(data.dataset), channels.configured(work), until)
         if until in ("train", "embed", "index", "fit"):
             return result
-        fusion, fusion_artifact = evaluation.fuse(work, data, fits)
-        report = evaluation.evaluate(work, data, fits, fusion, fusion_artifact)
+        fused, fused_artifact = fusion.fuse(work, data, fits)
+        refits = _refit_all(work, data, frozen, fits) if config.evaluation.refit else []
+        report = evaluation.evaluate(work, data, fits, fused, fused_artifact, refits)
         result = _with_report(result, report)
         if until == "evaluate":
             return result
-        served = _fit_to_serve(work, data, frozen, fits)
-        published = release.publish(work, data, frozen, served, fusion_artifact, report)
+        served = _fit_to_serve(work, data, frozen, fits[-1], fused)
+        published = release.publish(work, data, frozen, served, fused_artifact, report)
         return _with_release(result, published)
 
 
 def _fit_all(
     work: Work, data: Data, frozen: Features, scopes: list[Scope], configs: Configs, until: str = "fit"
 ) -> list[Fit]:
-    return [_fit_scope(work, data, frozen, scope, configs, until) for scope in scopes]
+    return channels.agreed([_fit_scope(work, data, frozen, scope, configs, until) for scope in scopes])
 
 
 def _fit_scope(work: Work, data: Data, frozen: Features, scope: Scope, configs: Configs, until: str) -> Fit:
     """Towers, their vectors and the channels on one scope of events, as far as `until` says."""
     trained = None
-    if channels.need_towers(configs):
+    if need_towers(configs):
         artifact = towers.train(work, data, frozen, scope)
         if until == "train":
             return Fit(scope, None, {})
@@ -115,27 +118,39 @@ def _fit_scope(work: Work, data: Data, frozen: Features, scope: Scope, configs: 
         if until == "embed":
             return Fit(scope, trained, {})
     wanted = channels.indexed(configs) if until == "index" else configs
-    return Fit(scope, trained, channels.fit(work, data, frozen, trained, scope, wanted))
+    return channels.fit(work, data, frozen, trained, scope, wanted)
 
 
-def _fit_to_serve(work: Work, data: Data, frozen: Features, fits: list[Fit]) -> Fit:
-    """A second fit on the events that `publish.fit_on` names; "strict" serves the last fold's fit, as measured."""
-    fit_on = work.config.publish.fit_on
+def _refit_all(work: Work, data: Data, frozen: Features, fits: list[Fit]) -> list[Fit]:
+    """A second fit of every fold, on train and validation; published with `publish.fit_on` = refit, it is reused."""
+    scopes = [refit_scope(data.dataset, fold, _epochs(fit)) for fold, fit in enumerate(fits)]
+    refits = [
+        _fit_scope(work, data, frozen, scope, fit.configs(), "fit") for scope, fit in zip(scopes, fits, strict=True)
+    ]
+    return channels.agreed(refits)
+
+
+def _fit_to_serve(work: Work, data: Data, frozen: Features, measured: Fit, fusion: Fusion) -> Fit:
+    """A second fit on the events that `publish.fit_on` names; "strict" serves the last fold's fit, as measured.
+
+    Either way without the channels that the fusion does not hear.
+    """
+    fit_on, heard = work.config.publish.fit_on, channels.heard(measured, fusion)
     if fit_on == "strict":
-        return fits[-1]
-    scope = publish_scope(data.dataset, fit_on, _epochs(fits))
-    return _fit_scope(work, data, frozen, scope, channels.chosen_configs(fits[-1]), "fit")
+        return heard
+    scope = publish_scope(data.dataset, fit_on, _epochs(heard))
+    return _fit_scope(work, data, frozen, scope, heard.configs(), "fit")
 
 
-def _epochs(fits: list[Fit]) -> int | None:
-    """How long the second fit trains: as long as the last fold's best epoch."""
-    trained = fits[-1].towers
+def _epochs(measured: Fit) -> int | None:
+    """How long the second fit trains: as long as the measured fit's best epoch."""
+    trained = measured.towers
     return None if trained is None else int(trained.artifact.summary["best_epoch"])
 
 
 def _with_report(result: RunResult, report: Artifact) -> RunResult:
     """Put the report where people look for it, and show it."""
-    for name in (REPORT_JSON, REPORT_HTML):
+    for name in (REPORT_JSON, REPORT_HTML, RANKS_FILE):
         aside = result.storage / f".{name}.part"
         shutil.copyfile(report.file(name), aside)
         aside.rename(result.storage / name)

@@ -91,8 +91,45 @@ def mrr(ranks: RankArray, queries: IntArray, num_queries: int, k: int) -> RankAr
 
 def coverage(rows: IntArray, k: int, num_items: int) -> float:
     """Share of the catalogue that appears in anyone's first k, rows (B, K) padded with -1."""
-    shown = np.unique(rows[:, :k])
-    return float((shown >= 0).sum() / max(num_items, 1))
+    return float((exposure(rows, k, num_items) > 0).sum() / max(num_items, 1))
+
+
+def gini(exposure: IntArray) -> float:
+    """How unevenly (N,) counts are spread over the items: 0 when all are equal, towards 1 when one has them all.
+
+    The Gini coefficient of the whole catalogue; 0 where nothing was counted.
+    """
+    total, count = int(exposure.sum()), len(exposure)
+    if total == 0:
+        return 0.0
+    places = np.arange(1, count + 1)
+    return float(2.0 * (places * np.sort(exposure)).sum() / (count * total) - (count + 1) / count)
+
+
+def exposure(rows: IntArray, k: int, num_items: int) -> IntArray:
+    """(N,) in how many lists each item is among the first k, rows (B, K) padded with -1."""
+    shown = rows[:, :k]
+    return np.bincount(shown[shown >= 0], minlength=num_items).astype(np.int64)
+
+
+def novelty(rows: IntArray, k: int, train_counts: IntArray) -> RankArray:
+    """(B,) mean self-information of each list's first k, in bits; NaN where a list is empty.
+
+    -log2 p(i), where p(i) is the item's share of the training events (Vargas and Castells 2011). An item without
+    any event counts as if it had one.
+
+    Args:
+        rows: (B, K) padded with -1.
+        k: How many of each list.
+        train_counts: (N,) training events of each item.
+    """
+    shown = rows[:, :k]
+    bits = np.log2(max(int(train_counts.sum()), 1) / np.maximum(train_counts, 1))
+    real = shown >= 0
+    sums = np.where(real, bits[np.maximum(shown, 0)] if len(bits) else 0.0, 0.0).sum(1)
+    counts = real.sum(1)
+    mean: RankArray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return mean
 
 
 METRICS: dict[str, Callable[[RankArray, IntArray, int], RankArray]] = {

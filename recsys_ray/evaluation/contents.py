@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from recsys_ray.evaluation.summary import Bucket, Gain, Interval, Scores
+from recsys_ray.evaluation.bootstrap import Interval
+from recsys_ray.evaluation.summary import Bucket, Difference, Evaluation, Gain, Scores
 
 CI = "ci95"
 _INDEX_K = 100
@@ -35,6 +36,23 @@ class IndexRow:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A table of its own, shown as it is: on the page, in the terminal and in report.json.
+
+    Attributes:
+        heading: What it is about.
+        text: How to read it, a sentence or two.
+        columns: Column heads; the first is that of the row names.
+        rows: One cell a column: text, a number, or None where there is none.
+    """
+
+    heading: str
+    text: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """The content of report.json.
 
@@ -43,13 +61,13 @@ class Report:
         users: Users of the dataset.
         items: N, items of the catalogue.
         protocol: `leave_one_out`, `global_time` or `given`.
-        refit: Whether these numbers come from a second fit on train and validation.
         seed: Of the run.
-        metrics: Channel or "fused" to its metrics on test.
-        validation: The same on validation.
-        buckets: Popularity bucket (head, mid, tail, cold) to metrics on test; warm_users and new_users
-            where some are new.
+        numbers: What was measured.
+        warnings: What a reader must know before believing the numbers.
+        channels: Channel to the settings it was fitted with and, under "tuning", how validation chose them.
+        left_out: Channel that was asked for to the reason why it is not there.
         index: Measured indexes; empty where the release has none.
+        sections: Tables of parts that not every run has.
         seconds: Stage to seconds.
     """
 
@@ -57,12 +75,13 @@ class Report:
     users: int
     items: int
     protocol: str
-    refit: bool
     seed: int
-    metrics: dict[str, Scores]
-    validation: dict[str, Scores]
-    buckets: dict[str, Bucket]
+    numbers: Evaluation
+    warnings: tuple[str, ...] = ()
+    channels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     index: tuple[IndexRow, ...] = ()
+    sections: tuple[Section, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -72,23 +91,32 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; a number that is not finite becomes null."""
-        chosen = self.chosen_index
+        numbers, chosen = self.numbers, self.chosen_index
         values = {
             "dataset": self.dataset,
             "users": self.users,
             "items": self.items,
             "protocol": self.protocol,
-            "refit": self.refit,
             "seed": self.seed,
-            "metrics": {name: _scores_json(scores) for name, scores in self.metrics.items()},
-            "validation": {name: _scores_json(scores) for name, scores in self.validation.items()},
-            "buckets": {name: _bucket_json(bucket) for name, bucket in self.buckets.items()},
+            "warnings": self.warnings,
+            "queries": numbers.num_queries,
+            "metrics": _by_ranking(numbers.metrics),
+            "refit": None if numbers.refit is None else _by_ranking(numbers.refit),
+            "refit_gain": _differences_json(numbers.refit_gain),
+            "validation": _by_ranking(numbers.validation),
+            "gains": [{"metric": one.metric, "best": one.best, **asdict(one.difference)} for one in numbers.gains],
+            "contributions": {name: _differences_json(changes) for name, changes in numbers.contributions.items()},
+            "buckets": {name: _bucket_json(bucket) for name, bucket in numbers.buckets.items()},
+            "short_histories": {name: _bucket_json(bucket) for name, bucket in numbers.short.items()},
+            "channels": self.channels,
+            "left_out": self.left_out,
             "index": {
                 f"recall@{_INDEX_K}": chosen.recall if chosen and chosen.k == _INDEX_K else None,
                 "queries_per_s": chosen.queries_per_s if chosen else None,
                 "table": [asdict(row) for row in self.index],
             },
-            "seconds": dict(self.seconds),
+            "sections": [asdict(section) for section in self.sections],
+            "seconds": self.seconds,
         }
         return {name: finite(value) for name, value in values.items()}
 
@@ -96,11 +124,13 @@ class Report:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
         return cls(
-            **{name: values[name] for name in ("dataset", "users", "items", "protocol", "refit", "seed")},
-            metrics={name: _scores_from(scores) for name, scores in values["metrics"].items()},
-            validation={name: _scores_from(scores) for name, scores in values["validation"].items()},
-            buckets={name: _bucket_from(bucket) for name, bucket in values["buckets"].items()},
+            **{name: values[name] for name in ("dataset", "users", "items", "protocol", "seed")},
+            numbers=_numbers_from(values),
+            warnings=tuple(values["warnings"]),
+            channels=dict(values["channels"]),
+            left_out=dict(values["left_out"]),
             index=tuple(IndexRow(**row) for row in values["index"]["table"]),
+            sections=tuple(_section_from(section) for section in values["sections"]),
             seconds=dict(values["seconds"]),
         )
 
@@ -125,8 +155,6 @@ class Details:
     """What the page shows beside the contents of report.json.
 
     Attributes:
-        num_queries: Test queries that were asked.
-        gains: Fused against the best single channel.
         data: Summary that prepare wrote; nested counts are shown as they are.
         training: None where nothing was trained.
         index_notes: Space to the sentence that says why its index was chosen.
@@ -135,8 +163,6 @@ class Details:
         config: The run's settings as plain values.
     """
 
-    num_queries: int
-    gains: tuple[Gain, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     training: TrainingCurve | None = None
     index_notes: Mapping[str, str] = field(default_factory=dict)
@@ -177,12 +203,38 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _by_ranking(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    return {name: _scores_json(one) for name, one in scores.items()}
+
+
 def _scores_json(scores: Scores | None) -> dict[str, Any] | None:
     return None if scores is None else {**scores.values, CI: scores.ci95}
 
 
 def _bucket_json(bucket: Bucket) -> dict[str, Any]:
     return {"n": bucket.n, **{name: _scores_json(scores) for name, scores in bucket.scores.items()}}
+
+
+def _differences_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
+    return {metric: asdict(difference) for metric, difference in differences.items()}
+
+
+def _numbers_from(values: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        num_queries=values["queries"],
+        metrics=_rankings_from(values["metrics"]),
+        validation=_rankings_from(values["validation"]),
+        buckets={name: _bucket_from(bucket) for name, bucket in values["buckets"].items()},
+        gains=tuple(Gain(one["metric"], one["best"], _difference_from(one)) for one in values["gains"]),
+        contributions={name: _differences_from(changes) for name, changes in values["contributions"].items()},
+        short={name: _bucket_from(bucket) for name, bucket in values["short_histories"].items()},
+        refit=None if values["refit"] is None else _rankings_from(values["refit"]),
+        refit_gain=_differences_from(values["refit_gain"]),
+    )
+
+
+def _rankings_from(values: Mapping[str, Any]) -> dict[str, Scores]:
+    return {name: _scores_from(scores) for name, scores in values.items()}
 
 
 def _scores_from(values: Mapping[str, Any]) -> Scores:
@@ -193,3 +245,17 @@ def _scores_from(values: Mapping[str, Any]) -> Scores:
 def _bucket_from(values: Mapping[str, Any]) -> Bucket:
     scores = {name: None if inner is None else _scores_from(inner) for name, inner in values.items() if name != "n"}
     return Bucket(values["n"], scores)
+
+
+def _differences_from(values: Mapping[str, Any]) -> dict[str, Difference]:
+    return {metric: _difference_from(one) for metric, one in values.items()}
+
+
+def _difference_from(values: Mapping[str, Any]) -> Difference:
+    low, high = values[CI]
+    return Difference(values["value"], (low, high))
+
+
+def _section_from(values: Mapping[str, Any]) -> Section:
+    rows = tuple(tuple(row) for row in values["rows"])
+    return Section(values["heading"], values["text"], tuple(values["columns"]), rows)

@@ -11,10 +11,19 @@ from recsys_ray.core.metrics import METRICS
 from recsys_ray.evaluation.contents import Details, Report, finite
 from recsys_ray.evaluation.plots import Bar, bars, channel_colours, index_scatter, training_plot
 from recsys_ray.evaluation.replay import FUSED
-from recsys_ray.evaluation.summary import COVERAGE, Gain, Scores
+from recsys_ray.evaluation.sections import (
+    cell,
+    channel_section,
+    contribution_section,
+    number,
+    ranking_order,
+    refit_section,
+    short_sections,
+)
+from recsys_ray.evaluation.summary import CHANGES, COVERAGE, LIST_METRICS, Gain, Scores
 
 TEMPLATE = "report.html.jinja"
-COLUMNS = (*METRICS, COVERAGE)
+COLUMNS = (*METRICS, *LIST_METRICS)
 PROTOCOLS = {
     "leave_one_out": "the last event of every user was hidden, and the models had to find it again",
     "global_time": "the models saw everything before a cut in time, and had to find what users chose after it",
@@ -55,22 +64,30 @@ def render(report: Report, details: Details) -> str:
     environment = Environment(
         loader=PackageLoader("recsys_ray.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    colours = channel_colours(list(report.metrics), FUSED)
+    environment.filters |= {"cell": cell, "metric": number}
+    numbers = report.numbers
+    colours = channel_colours(list(numbers.metrics), FUSED)
     return environment.get_template(TEMPLATE).render(
         report=report,
+        numbers=numbers,
         details=details,
         fused=FUSED,
         columns=COLUMNS,
         colours=colours,
         how=PROTOCOLS.get(report.protocol, report.protocol),
-        headlines=headlines(report),
-        verdicts=[verdict(gain) for gain in details.gains],
-        order=ranking_order(report.metrics),
+        headlines=headlines(numbers.metrics[FUSED]),
+        verdicts=[verdict(gain) for gain in numbers.gains],
+        order=ranking_order(numbers.metrics),
         channel_plots=list(_channel_plots(report, colours)),
+        contribution=contribution_section(report),
+        contribution_plots=list(_contribution_plots(report, colours)),
         bucket_plots=list(_bucket_plots(report, colours)),
+        short=list(short_sections(report)),
+        refit=refit_section(report),
+        tuned=channel_section(report),
         run_plots=list(_run_plots(report, details, colours)),
         bucket_words=BUCKET_WORDS,
-        data=list(flat(details.data)),
+        data=[(name, text) for name, text in flat(details.data) if name not in ("users", "items", "warnings")],
         config=yaml.safe_dump(json.loads(json.dumps(finite(details.config), default=str)), sort_keys=False),
     )
 
@@ -80,14 +97,8 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def ranking_order(metrics: Mapping[str, Scores]) -> list[str]:
-    """Fused first, then the channels from best to worst in recall@100."""
-    return sorted(metrics, key=lambda name: (name != FUSED, -metrics[name].values["recall@100"], name))
-
-
-def headlines(report: Report) -> list[Headline]:
+def headlines(scores: Scores) -> list[Headline]:
     """What the fused list reaches, in the numbers that people ask for first."""
-    scores = report.metrics[FUSED]
     words = {
         "recall@10": "of the hidden items are among the first 10 recommendations",
         "recall@100": "are among the first 100, what a ranker would get to see",
@@ -103,10 +114,9 @@ def headlines(report: Report) -> list[Headline]:
 
 def verdict(gain: Gain) -> str:
     """Whether fusing pays, in one sentence."""
-    low, high = gain.ci95
-    points = (
-        f"{100 * gain.difference:+.2f} points of {gain.metric} (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
-    )
+    low, high = gain.difference.ci95
+    interval = f"95% interval {100 * low:+.2f} to {100 * high:+.2f}"
+    points = f"{100 * gain.difference.value:+.2f} points of {gain.metric} ({interval})"
     if low > 0:
         return f"Fusing the channels beats the best single one ({gain.best}) by {points}."
     if high < 0:
@@ -138,18 +148,30 @@ def _channel_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]
             f"The share of hidden items that each source puts among its first {count} ({metric}); longer is better, "
             "and the thin line is the range in which the true value lies with 95% confidence."
         )
-        rows = _bars(report.metrics, ranking_order(report.metrics), metric, colours)
+        rows = _bars(report.numbers.metrics, ranking_order(report.numbers.metrics), metric, colours)
         yield Plot(heading, sentence, bars(rows, f"{metric} by channel"))
+
+
+def _contribution_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]:
+    changes = report.numbers.contributions
+    for metric in CHANGES if changes else ():
+        order = sorted(changes, key=lambda name: -changes[name][metric].value)
+        rows = [
+            Bar(name, 100 * one.value, colours[name], f"{100 * one.value:+.2f}", (100 * one.ci95[0], 100 * one.ci95[1]))
+            for name, one in ((name, changes[name][metric]) for name in order)
+        ]
+        sentence = f"Points of {metric} that the fused list loses without the channel."
+        yield Plot(f"Added to {metric}", sentence, bars(rows, f"contribution of each channel to {metric}"))
 
 
 def _bucket_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]:
     metric = "recall@100"
-    filled = {name: bucket for name, bucket in report.buckets.items() if bucket.n}
+    filled = {name: bucket for name, bucket in report.numbers.buckets.items() if bucket.n}
     limit = max(scores.ci95[metric][1] for b in filled.values() for scores in b.scores.values() if scores) or 1.0
     for name, bucket in filled.items():
         title, words = BUCKET_WORDS[name]
         present = {ranking: scores for ranking, scores in bucket.scores.items() if scores}
-        order = [ranking for ranking in ranking_order(report.metrics) if ranking in present]
+        order = [ranking for ranking in ranking_order(report.numbers.metrics) if ranking in present]
         svg = bars(_bars(present, order, metric, colours), f"{metric}, {words}", limit)
         yield Plot(title, f"{words[0].upper()}{words[1:]}: {bucket.n:,} hidden items.", svg)
 

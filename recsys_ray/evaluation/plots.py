@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recsys_ray.evaluation.bootstrap import Interval
 from recsys_ray.evaluation.contents import IndexRow, TrainingCurve
-from recsys_ray.evaluation.summary import Interval
 
 # Stand-ins in the drawing, replaced by the page's own colours once it is text.
 _INK, _MUTED, _LINE = "#010203", "#040506", "#070809"
@@ -49,22 +49,32 @@ def channel_colours(names: Sequence[str], fused: str) -> dict[str, str]:
 
 
 def bars(rows: Sequence[Bar], title: str, limit: float | None = None) -> str:
-    """Horizontal bars, each under its name. `limit` is the value at full width, to make several plots comparable."""
-    ends = [max(row.value, row.interval[1] if row.interval else row.value) for row in rows]
+    """Horizontal bars, each under its name; those below 0 grow to the left.
+
+    Args:
+        rows: From the top.
+        title: For people who cannot see it.
+        limit: The value at full width, to make several plots comparable; None takes the largest.
+    """
+    ends = [max(row.value, row.interval[1] if row.interval else row.value, 0.0) for row in rows]
+    least = min([0.0, *(min(row.value, row.interval[0] if row.interval else row.value) for row in rows)])
     full = limit or max([*ends, 1e-12])
+    width = full - least
 
     def draw(figure: Any) -> None:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.set_axis_off()
         # More than a fifth of the width is left for the text at the end of the longest bar.
-        axes.set_xlim(0, full * 1.32)
+        axes.set_xlim(least, least + width * 1.32)
         axes.set_ylim(len(rows) - 0.1, -0.1)
+        if least < 0:
+            axes.axvline(0, color=_LINE, linewidth=1)
         for line, (row, end) in enumerate(zip(rows, ends, strict=True)):
-            axes.text(0, line + 0.27, row.label, va="center", ha="left")
+            axes.text(least, line + 0.27, row.label, va="center", ha="left")
             axes.barh(line + 0.66, row.value, height=0.34, color=row.colour)
             if row.interval:
                 axes.plot(row.interval, [line + 0.66] * 2, color=_INK, linewidth=1.2, solid_capstyle="butt")
-            axes.text(end + full * 0.02, line + 0.68, row.text, va="center", ha="left", color=_INK)
+            axes.text(end + width * 0.02, line + 0.68, row.text, va="center", ha="left", color=_INK)
 
     return _svg(draw, 34 * len(rows) + 4, title)
 

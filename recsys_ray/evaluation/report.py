@@ -8,15 +8,16 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys_ray.core.errors import ArtifactError
-from recsys_ray.evaluation.contents import Details, Report
-from recsys_ray.evaluation.page import BUCKET_WORDS, ranking_order, render
+from recsys_ray.evaluation.contents import Details, Report, Section
+from recsys_ray.evaluation.page import BUCKET_WORDS, render
 from recsys_ray.evaluation.replay import FUSED
-from recsys_ray.evaluation.summary import Scores
+from recsys_ray.evaluation.sections import cell, number, ranking_order, sections
+from recsys_ray.evaluation.summary import LIST_METRICS, Scores
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 _BUCKET_METRIC = "recall@100"
-_TERMINAL_METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "recall@100", "coverage@10")  # fit 80 columns
+_TERMINAL_METRICS = ("recall@10", "ndcg@10", "recall@100", *LIST_METRICS)  # fit 80 columns
 
 
 def write_report(directory: Path, report: Report, details: Details) -> None:
@@ -41,38 +42,56 @@ def read_report(path: Path) -> Report:
 
 
 def print_report(report: Report, to: Console | None = None) -> None:
-    """Two tables in the terminal: metrics by ranking, and recall by popularity bucket."""
+    """The report as tables in the terminal, warnings first."""
     out = to or Console()
+    for warning in report.warnings:
+        out.print(f"Warning: {warning}", style="yellow", markup=False)
+    for name, reason in report.left_out.items():
+        out.print(f"channel {name} is left out: {reason}", markup=False)
     out.print(_metrics_table(report))
     out.print(_buckets_table(report))
+    for section in sections(report):
+        out.print(section_table(section))
+
+
+def section_table(section: Section) -> Table:
+    """A section for the terminal."""
+    first, *others = section.columns
+    table = _table(section.heading, section.text, first)
+    for column in others:
+        table.add_column(column.replace(" ", "\n"), justify="right")
+    for name, *values in section.rows:
+        table.add_row(*map(cell, (name, *values)), style="bold" if name == FUSED else None)
+    return table
 
 
 def _metrics_table(report: Report) -> Table:
     title = f"{report.dataset}: {report.users:,} users, {report.items:,} items, {report.protocol}"
-    table = _table(title, "full ranking of the catalogue, test events")
+    table = _table(title, "full ranking of the catalogue, test events, fitted on train; novelty in bits")
     for metric in _TERMINAL_METRICS:
         table.add_column(metric.replace("@", "\n@"), justify="right", no_wrap=True)
-    for name in ranking_order(report.metrics):
-        numbers = (f"{report.metrics[name].values[metric]:.4f}" for metric in _TERMINAL_METRICS)
-        table.add_row(name, *numbers, style="bold" if name == FUSED else None)
+    metrics = report.numbers.metrics
+    for name in ranking_order(metrics):
+        values = (number(metrics[name].values[metric], metric) for metric in _TERMINAL_METRICS)
+        table.add_row(name, *values, style="bold" if name == FUSED else None)
     return table
 
 
 def _buckets_table(report: Report) -> Table:
     table = _table(f"{_BUCKET_METRIC} by popularity of the hidden item", "n: how many hidden items")
-    for name, bucket in report.buckets.items():
+    for name, bucket in report.numbers.buckets.items():
         table.add_column(f"{BUCKET_WORDS[name][0].lower()}\nn = {bucket.n:,}", justify="right")
-    for name in ranking_order(report.metrics):
-        numbers = (_number(bucket.scores[name]) for bucket in report.buckets.values())
-        table.add_row(name, *numbers, style="bold" if name == FUSED else None)
+    for name in ranking_order(report.numbers.metrics):
+        values = (_bucket_number(bucket.scores[name]) for bucket in report.numbers.buckets.values())
+        table.add_row(name, *values, style="bold" if name == FUSED else None)
     return table
 
 
-def _table(title: str, caption: str) -> Table:
+def _table(title: str, caption: str, first: str = "source") -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("source", overflow="fold")
+    table.add_column(first, overflow="fold")
     return table
 
 
-def _number(scores: Scores | None) -> str:
-    return "-" if scores is None else f"{scores.values[_BUCKET_METRIC]:.4f}"
+def _bucket_number(scores: Scores | None) -> str:
+    return number(None if scores is None else scores.values[_BUCKET_METRIC])

@@ -1,27 +1,27 @@
-"""From ranks to numbers: metrics with bootstrap intervals, by ranking and by popularity bucket."""
+"""From ranks to numbers: metrics with bootstrap intervals, by ranking, by popularity bucket and by what was known."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from recsys_ray.core.arrays import IntArray
 from recsys_ray.core.errors import DataError
-from recsys_ray.core.metrics import METRICS, coverage
-from recsys_ray.data.dataset import Fold, Targets
-from recsys_ray.evaluation.replay import BUCKETS, FUSED, SHOWN, EvaluationConfig, Replay, pool, replay, sample_targets
-from recsys_ray.retrieval.retriever import Retriever
+from recsys_ray.core.metrics import METRICS, coverage, exposure, gini
+from recsys_ray.evaluation.bootstrap import Interval, Values, bootstrap, mean_with_interval
+from recsys_ray.evaluation.questions import WHOLE, Questions
+from recsys_ray.evaluation.replay import BUCKETS, FUSED, SHOWN, Replay, pool, without
+from recsys_ray.evaluation.settings import EvaluationConfig
 
-COVERAGE = f"coverage@{SHOWN}"
+COVERAGE, NOVELTY, GINI = f"coverage@{SHOWN}", f"novelty@{SHOWN}", f"gini@{SHOWN}"
+LIST_METRICS = (COVERAGE, NOVELTY, GINI)
+"""Metrics of what is shown, whatever was looked for."""
 WARM_USERS, NEW_USERS = "warm_users", "new_users"
-_LEVEL = 0.95
-_DRAWS_AT_ONCE = 1 << 22
+CHANGES = ("recall@10", "ndcg@10", "recall@100")
+"""The metrics that a channel's contribution is told in."""
 
-Values = npt.NDArray[np.float64]
-Interval = tuple[float, float]
-Rank = Callable[[int, Targets, IntArray], Replay]
-"""(fold, its targets, (N,) training events of each item) to where the targets stand."""
+Ranker = Callable[[Questions], Replay]
+"""Ranks the catalogue for questions by what was fitted on one fold, here or on a cluster."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Scores:
     """The metrics of one ranking.
 
     Attributes:
-        values: Metric name to its mean over the queries; `coverage@10` is a share of the catalogue.
-        ci95: Metric name to its 95 % interval, by bootstrap over users; coverage has none.
+        values: Metric name to its mean over the queries; `coverage@10` is a share of the catalogue, `novelty@10` in
+            bits, `gini@10` that of how often each item of the catalogue is shown.
+        ci95: Metric name to its 95 % interval, by bootstrap over users; what is shown has none.
     """
 
     values: dict[str, float]
@@ -51,6 +52,14 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences, and its 95 % interval by bootstrap over users."""
+
+    value: float
+    ci95: Interval
+
+
+@dataclass(frozen=True)
 class Gain:
     """How far the fused list is ahead of the best single channel, on the same resampled users.
 
@@ -58,13 +67,30 @@ class Gain:
         metric: Compared in this metric.
         best: The single channel with the highest value.
         difference: Fused minus best.
-        ci95: Its 95 % interval.
     """
 
     metric: str
     best: str
-    difference: float
-    ci95: Interval
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Replays:
+    """Where all targets stand, folds pooled.
+
+    Attributes:
+        test: Every test question.
+        validation: Every validation question.
+        sample: A sample of the test questions, with the fused lists that leave one channel out; None without.
+        short: The same sample with a short history, see `Questions.short`.
+        refit: Every test question, ranked by what was also fitted on validation; None without.
+    """
+
+    test: Replay
+    validation: Replay
+    sample: Replay | None = None
+    short: dict[str, Replay] = field(default_factory=dict)
+    refit: Replay | None = None
 
 
 @dataclass(frozen=True)
@@ -78,78 +104,90 @@ class Evaluation:
         buckets: Popularity bucket to metrics, on test; `warm_users` and `new_users` beside them when there
             are new users.
         gains: Fused against the best single channel.
+        contributions: Channel to metric to what the fused list gains by it: the fused list minus that of the other
+            channels with weights of their own; on the sample.
+        short: What is known of the user ("0", "attributes", "1", "2", "all") to metrics; on the sample.
+        refit: Ranking to metrics on test after the second fit; None without.
+        refit_gain: Metric to how far the second fit's fused list is ahead.
     """
 
     num_queries: int
     metrics: dict[str, Scores]
     validation: dict[str, Scores]
     buckets: dict[str, Bucket]
-    gains: tuple[Gain, ...] = field(default=())
+    gains: tuple[Gain, ...] = ()
+    contributions: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    short: dict[str, Bucket] = field(default_factory=dict)
+    refit: dict[str, Scores] | None = None
+    refit_gain: dict[str, Difference] = field(default_factory=dict)
 
 
-def evaluate(
-    retrievers: Sequence[Retriever],
-    folds: Sequence[Fold],
-    config: EvaluationConfig,
-    user_tokens: IntArray | None = None,
-) -> Evaluation:
-    """Replay test and validation of every fold in this process and summarise the pooled queries.
+@dataclass(frozen=True)
+class FoldQuestions:
+    """What is asked in one fold; `sample` is part of `test`, None where nothing is asked of a sample."""
+
+    test: Questions
+    validation: Questions
+    sample: Questions | None = None
+
+
+def replay_folds(rankers: Iterable[Ranker], folds: Sequence[FoldQuestions]) -> Replays:
+    """Rank test, validation and the sample of every fold, and pool them.
 
     Args:
-        retrievers: One a fold, fitted on its training events.
+        rankers: One a fold, by what was fitted on its training events; each is let go before the next is taken.
         folds: In the same order.
-        config: See there.
-        user_tokens: (U, T) attribute tokens of all users; None or T = 0 when users have no attributes.
-
-    Raises:
-        DataError: When there is no test query, or a channel gives scores of a wrong shape or NaN.
     """
+    test, validation, sample = [], [], []
+    short: dict[str, list[Replay]] = {}
+    for rank, fold in zip(rankers, folds, strict=True):
+        test.append(rank(fold.test))
+        validation.append(rank(fold.validation))
+        if fold.sample is not None:
+            sample.append(rank(fold.sample))
+            for known, questions in fold.sample.short().items():
+                short.setdefault(known, []).append(rank(questions))
+    return Replays(
+        pool(test),
+        pool(validation),
+        pool(sample) if sample else None,
+        {known: pool(parts) for known, parts in short.items()},
+    )
 
-    def rank(fold: int, targets: Targets, train_counts: IntArray) -> Replay:
-        return replay(retrievers[fold], targets, train_counts, config, user_tokens)
 
-    return evaluate_with(rank, folds, config)
-
-
-def evaluate_with(rank: Rank, folds: Sequence[Fold], config: EvaluationConfig) -> Evaluation:
-    """`evaluate` by any way of ranking, for example on a cluster."""
-    test: list[Replay] = []
-    validation: list[Replay] = []
-    for index, fold in enumerate(folds):
-        counts = fold.train.item_counts()
-        test.append(rank(index, sample_targets(fold.test, config), counts))
-        validation.append(rank(index, sample_targets(fold.validation, config), counts))
-    return summarise(pool(test), pool(validation), config)
-
-
-def summarise(test: Replay, validation: Replay, config: EvaluationConfig) -> Evaluation:
+def summarise(replays: Replays, config: EvaluationConfig) -> Evaluation:
     """The numbers of a report.
 
     Raises:
         DataError: When there is no test query.
     """
+    test, validation = replays.test, replays.validation
     if test.num_queries == 0:
         raise DataError("there is nothing to evaluate: the split left no test event; see split.protocol")
     return Evaluation(
-        test.num_queries,
-        scores_of(test, config),
-        scores_of(validation, config) if validation.num_queries else {},
-        bucket_scores(test, config),
-        tuple(gain(test, metric, config) for metric in ("recall@10", "recall@100")),
+        num_queries=test.num_queries,
+        metrics=scores_of(test, config),
+        validation=scores_of(validation, config) if validation.num_queries else {},
+        buckets=bucket_scores(test, config),
+        gains=tuple(gain(test, metric, config) for metric in ("recall@10", "recall@100")),
+        contributions={} if replays.sample is None else contributions(replays.sample, config),
+        short=_short_scores(replays, config),
+        refit=None if replays.refit is None else scores_of(replays.refit, config),
+        refit_gain={} if replays.refit is None else _refit_gain(test, replays.refit, config),
     )
 
 
 def scores_of(done: Replay, config: EvaluationConfig) -> dict[str, Scores]:
     """Every ranking's metrics over all queries of the replay."""
     names = list(done.ranks)
-    values = np.stack([_per_query(done, name, metric) for name in names for metric in METRICS], axis=1)
+    values = np.stack([per_query(done, name, metric) for name in names for metric in METRICS], axis=1)
     low, high = bootstrap(values, done.users, config)
     means = values.mean(0)
     result: dict[str, Scores] = {}
     for position, name in enumerate(names):
         columns = {metric: position * len(METRICS) + index for index, metric in enumerate(METRICS)}
         numbers = {metric: float(means[column]) for metric, column in columns.items()}
-        numbers[COVERAGE] = coverage(done.shown[name], SHOWN, done.num_items)
+        numbers |= _of_what_is_shown(done, name)
         result[name] = Scores(numbers, {metric: (float(low[c]), float(high[c])) for metric, c in columns.items()})
     return result
 
@@ -160,51 +198,69 @@ def bucket_scores(done: Replay, config: EvaluationConfig) -> dict[str, Bucket]:
     is_new = done.new_users[done.queries]
     if is_new.any():
         masks |= {WARM_USERS: ~is_new, NEW_USERS: is_new}
-    buckets: dict[str, Bucket] = {}
-    for name, mask in masks.items():
-        scores: dict[str, Scores | None] = dict.fromkeys(done.ranks)
-        if mask.any():
-            scores.update(scores_of(done.select(mask), config))
-        buckets[name] = Bucket(int(mask.sum()), scores)
-    return buckets
+    return {name: _bucket(done.select(mask), config) for name, mask in masks.items()}
 
 
 def gain(done: Replay, metric: str, config: EvaluationConfig) -> Gain:
     """The fused list against the channel that is best in `metric`."""
-    values = {name: _per_query(done, name, metric) for name in done.ranks}
+    values = {name: per_query(done, name, metric) for name in done.ranks}
     fused = values.pop(FUSED)
     best = max(values, key=lambda name: float(values[name].mean()))
-    difference = fused - values[best]
-    low, high = bootstrap(difference[:, None], done.users, config)
-    return Gain(metric, best, float(difference.mean()), (float(low[0]), float(high[0])))
+    return Gain(metric, best, difference(fused, values[best], done.users, config))
 
 
-def bootstrap(values: Values, users: IntArray, config: EvaluationConfig) -> tuple[Values, Values]:
-    """Percentile intervals of column means, resampling users with all their queries (Efron 1979).
-
-    Args:
-        values: (Q, M) one value a query and column.
-        users: (Q,) whose query it is.
-        config: Samples and seed.
-
-    Returns:
-        Lower and upper bounds, (M,) each.
-    """
-    _, owner = np.unique(users, return_inverse=True)
-    num_users = int(owner.max()) + 1
-    sums = np.stack([np.bincount(owner, column, num_users) for column in values.T], axis=1)
-    counts = np.bincount(owner, minlength=num_users).astype(np.float64)
-    rng = np.random.default_rng(config.seed)
-    step = max(1, _DRAWS_AT_ONCE // num_users)
-    means = []
-    for start in range(0, config.bootstrap_samples, step):
-        size = min(step, config.bootstrap_samples - start)
-        draws = rng.integers(0, num_users, (size, num_users)) + np.arange(size)[:, None] * num_users
-        weights = np.bincount(draws.ravel(), minlength=size * num_users).reshape(size, num_users).astype(np.float64)
-        means.append((weights @ sums) / (weights @ counts)[:, None])
-    low, high = np.quantile(np.concatenate(means), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
-    return low, high
+def contributions(sample: Replay, config: EvaluationConfig) -> dict[str, dict[str, Difference]]:
+    """Channel to metric to the fused list minus the fused list without that channel."""
+    return {
+        channel: {
+            metric: difference(
+                per_query(sample, FUSED, metric), per_query(sample, without(channel), metric), sample.users, config
+            )
+            for metric in CHANGES
+        }
+        for channel in sample.ranks
+        if without(channel) in sample.ranks
+    }
 
 
-def _per_query(done: Replay, name: str, metric: str) -> Values:
+def difference(first: Values, second: Values, users: IntArray, config: EvaluationConfig) -> Difference:
+    """First minus second, (Q,) values of the same queries of these users."""
+    return Difference(*mean_with_interval(first - second, users, config))
+
+
+def per_query(done: Replay, name: str, metric: str) -> Values:
+    """(Q,) one metric of one ranking."""
     return METRICS[metric](done.ranks[name], done.queries, done.num_queries)
+
+
+def _of_what_is_shown(done: Replay, name: str) -> dict[str, float]:
+    shown, bits = done.shown[name], done.novelty[name]
+    anything = ~np.isnan(bits)
+    return {
+        COVERAGE: coverage(shown, SHOWN, done.num_items),
+        NOVELTY: float(bits[anything].mean()) if anything.any() else 0.0,
+        GINI: gini(exposure(shown, SHOWN, done.num_items)),
+    }
+
+
+def _bucket(done: Replay, config: EvaluationConfig) -> Bucket:
+    count = len(done.queries)
+    scores: dict[str, Scores | None] = dict.fromkeys(done.ranks)
+    if count:
+        scores.update(scores_of(done, config))
+    return Bucket(count, scores)
+
+
+def _short_scores(replays: Replays, config: EvaluationConfig) -> dict[str, Bucket]:
+    sample = replays.sample
+    if sample is None:
+        return {}
+    whole = replace(sample, ranks={name: sample.ranks[name] for name in replays.test.ranks})
+    return {known: _bucket(done, config) for known, done in {**replays.short, WHOLE: whole}.items()}
+
+
+def _refit_gain(test: Replay, refit: Replay, config: EvaluationConfig) -> dict[str, Difference]:
+    return {
+        metric: difference(per_query(refit, FUSED, metric), per_query(test, FUSED, metric), test.users, config)
+        for metric in CHANGES
+    }

@@ -1,120 +1,141 @@
-"""Choose the fusion on validation, then rank the whole catalogue for every test user and write the report."""
+"""Rank the whole catalogue for every validation and test user, and write the report."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.artifacts import Artifact
-from recsys_ray.core.config import override, result_settings
+from recsys_ray.core.config import result_settings
+from recsys_ray.core.on_ray import cluster_cpus
+from recsys_ray.core.progress import say
+from recsys_ray.data.dataset import Fold, Targets
 from recsys_ray.evaluation.contents import Details, Report, TrainingCurve, index_rows
-from recsys_ray.evaluation.on_ray import evaluate_on_ray
-from recsys_ray.evaluation.replay import sample_targets
+from recsys_ray.evaluation.on_ray import replay_on_ray
+from recsys_ray.evaluation.questions import Questions
+from recsys_ray.evaluation.ranks import RANKS_FILE, Ranks
+from recsys_ray.evaluation.replay import Replay, block_size, pool, replay
 from recsys_ray.evaluation.report import write_report
-from recsys_ray.evaluation.summary import Evaluation
-from recsys_ray.evaluation.summary import evaluate as evaluate_folds
-from recsys_ray.retrieval.candidates import Candidates, concatenate
+from recsys_ray.evaluation.summary import Evaluation, FoldQuestions, Ranker, Replays, replay_folds, summarise
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.fusion import Fusion
-from recsys_ray.retrieval.tuning import tune
-from recsys_ray.stages.channels import Fit, load_retriever, queries_of
+from recsys_ray.stages.fitted import Fit, load_retriever
+from recsys_ray.stages.fusion import load_without, parents_of
 from recsys_ray.stages.towers import RECORDS_FILE
 from recsys_ray.stages.work import Data, Work
 
-FUSION_VERSION = 1
-REPORT_VERSION = 1
-FUSION_FILE = "fusion.json"
+VERSION = 2
+REFITTED = " (refit)"
+_SCORES_WORTH_RAY = 20_000_000_000  # about two minutes of one core; a cluster and its workers take some ten seconds
 
 
-def fuse(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[Fusion, Artifact]:
-    """Choose the weights of the channels on the validation of all folds together; test events are never seen."""
-    config = work.config.fusion
+def evaluate(
+    work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion, fusion_artifact: Artifact, refits: Sequence[Fit] = ()
+) -> Artifact:
+    """Full ranking of validation and test, per channel and fused; report.json, report.html and ranks.parquet.
 
-    def write(directory: Path) -> Mapping[str, Any]:
-        lists, targets = _validation_lists(work, data, fits)
-        fusion = tune(lists, targets, config)
-        fusion.save(directory / FUSION_FILE)
-        return {"weights": fusion.weights, "chosen_on": fusion.chosen_on}
-
-    # The seed draws the sample of validation queries.
-    settings = {"fusion": result_settings(config), "seed": work.config.evaluation.seed}
-    artifact = work.runner.run("fusion", FUSION_VERSION, settings, _parents(data, fits), write)
-    return Fusion.load(artifact.file(FUSION_FILE)), artifact
-
-
-def evaluate(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion, fusion_artifact: Artifact) -> Artifact:
-    """Full ranking of validation and test, per channel and fused; report.json and report.html."""
+    Args:
+        work: The run.
+        data: The dataset.
+        fits: What was fitted on the training events of each fold.
+        fusion: Chosen on validation.
+        fusion_artifact: Where it is.
+        refits: What was fitted on train and validation of each fold; none where `evaluation.refit` is off.
+    """
     config = work.config
 
     def write(directory: Path) -> Mapping[str, Any]:
-        done = _evaluate(work, data, fits, fusion)
-        write_report(directory, _report(work, data, fits, done), _details(work, data, fits, fusion, done))
+        asked = [_fold_questions(work, data, fold, load_without(fusion_artifact, fits)) for fold in data.dataset.folds]
+        shards = _shards(work, fits, asked)
+        replays = replay_folds(_rankers(work, fits, fusion, shards), asked)
+        if refits:
+            replays = replace(replays, refit=_replay_refits(work, data, refits, fusion, shards))
+        done = summarise(replays, config.evaluation)
+        write_report(directory, _report(work, data, fits, done), _details(work, data, fits, fusion))
+        _ranks(data, replays, [fold.test.targets for fold in asked]).save(directory / RANKS_FILE)
         return {"fused": done.metrics["fused"].values}
 
     settings = {"evaluation": result_settings(config.evaluation), "name": config.name}
-    parents = {**_parents(data, fits), "fusion": fusion_artifact}
-    return work.runner.run("report", REPORT_VERSION, settings, parents, write, label="evaluate")
+    parents = {**parents_of(data, [*fits, *refits]), "fusion": fusion_artifact}
+    return work.runner.run("report", VERSION, settings, parents, write, label="evaluate")
 
 
-def _evaluate(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion) -> Evaluation:
-    settings, folds = work.config.evaluation, data.dataset.folds
-    if settings.shards == 1:
-        return evaluate_folds([fit.retriever(fusion) for fit in fits], folds, settings, data.user_tokens)
-    work.need_ray()
+def _fold_questions(work: Work, data: Data, fold: Fold, without: Mapping[str, Fusion]) -> FoldQuestions:
+    settings, counts, tokens = work.config.evaluation, fold.train.item_counts(), data.user_tokens
+    test = Questions("test", fold.test, counts, tokens).sample(settings.max_users, settings.seed)
+    validation = Questions("validation", fold.validation, counts, tokens).sample(settings.max_users, settings.seed)
+    if not settings.sample_users:
+        return FoldQuestions(test, validation)
+    sample = test.sample(max(1, settings.sample_users // len(data.dataset.folds)), settings.seed)
+    return FoldQuestions(test, validation, replace(sample, label="test, one channel less at a time", without=without))
+
+
+def _replay_refits(work: Work, data: Data, refits: Sequence[Fit], fusion: Fusion, shards: int) -> Replay:
+    settings = work.config.evaluation
+    asked = [
+        Questions("test, after the refit", fold.test, fold.train_validation.item_counts(), data.user_tokens)
+        for fold in data.dataset.folds
+    ]
+    rankers = _rankers(work, refits, fusion, shards)
+    return pool([rank(one.sample(settings.max_users, settings.seed)) for rank, one in zip(rankers, asked, strict=True)])
+
+
+def _rankers(work: Work, fits: Sequence[Fit], fusion: Fusion, shards: int) -> Iterator[Ranker]:
+    settings = work.config.evaluation
     scratch = Path(work.config.storage).absolute() / "scratch"
-    paths = [fit.describe(scratch / f"retriever-{place}.json", fusion) for place, fit in enumerate(fits)]
-    return evaluate_on_ray(load_retriever, paths, folds, settings, data.user_tokens)
+    for place, fit in enumerate(fits):
+        if shards == 1:
+            yield partial(replay, fit.retriever(fusion), config=settings)
+        else:
+            path = fit.describe(scratch / f"retriever-{place}.json", fusion)
+            yield partial(replay_on_ray, load_retriever, path, config=settings, shards=shards)
 
 
-def _parents(data: Data, fits: Sequence[Fit]) -> dict[str, Artifact]:
-    parents = {"dataset": data.artifact}
-    for fit in fits:
-        parents |= {f"{name}, {fit.scope.name}": artifact for name, artifact in fit.channels.items()}
-        if fit.towers is not None:
-            parents[f"towers, {fit.scope.name}"] = fit.towers.artifact
-    return parents
+def _shards(work: Work, fits: Sequence[Fit], asked: Sequence[FoldQuestions]) -> int:
+    """Into how many tasks each replay is cut; says what ranking will hold in memory."""
+    settings = work.config.evaluation
+    num_items, channels = len(asked[0].test.train_counts), len(fits[0].channels)
+    scores = num_items * channels * sum(len(fold.test) + len(fold.validation) for fold in asked)
+    shards = settings.shards or 1
+    if shards > 1 or (settings.shards is None and scores > _SCORES_WORTH_RAY):
+        work.need_ray()
+        shards = settings.shards or cluster_cpus()
+    size = block_size(channels, work.config.fusion.depth, num_items, settings)
+    where = "in this process" if shards == 1 else f"in each of {shards} Ray tasks"
+    say(
+        f"{scores / 1e9:.2g} billion scores {where}, {size} queries at a time within {settings.block_bytes >> 20} MiB "
+        "(evaluation.block_bytes)"
+    )
+    return shards
 
 
-def _validation_lists(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[dict[str, Candidates], Ragged]:
-    """Each channel's lists for a sample of validation queries of every fold, end to end, and what they should find."""
-    config = work.config.fusion
-    sample = override(work.config.evaluation, {"max_users": max(1, config.max_queries // len(fits))})
-    lists: dict[str, list[Candidates]] = {}
-    found: list[np.ndarray] = []
-    for fit, fold in zip(fits, data.dataset.folds, strict=True):
-        targets = sample_targets(fold.validation, sample)
-        retriever = fit.retriever(Fusion.equal(list(fit.channels), config.depth))
-        queries = retriever.encode(queries_of(targets, data.user_tokens))
-        for name, candidates in retriever.retrieve(queries, config.depth).items():
-            lists.setdefault(name, []).append(candidates)
-        found += [targets.items[row] for row in range(len(targets))]
-    return {name: concatenate(parts) for name, parts in lists.items()}, Ragged.of(found)
+def _ranks(data: Data, replays: Replays, asked: Sequence[Targets]) -> Ranks:
+    done = {"": replays.test} if replays.refit is None else {"": replays.test, REFITTED: replays.refit}
+    return Ranks.of(done, asked, data.dataset.user_ids, data.dataset.item_ids)
 
 
 def _report(work: Work, data: Data, fits: Sequence[Fit], done: Evaluation) -> Report:
     config = work.config
+    headers = {name: read_header(artifact.path) for name, artifact in fits[-1].channels.items()}
     return Report(
         dataset=config.name,
         users=len(data.dataset.user_ids),
         items=len(data.dataset.item_ids),
         protocol=config.split.protocol,
-        refit=False,
         seed=config.training.seed,
-        metrics=done.metrics,
-        validation=done.validation,
-        buckets=done.buckets,
+        numbers=done,
+        warnings=tuple(data.artifact.summary["warnings"]),
+        channels={name: {**header.config, "tuning": header.facts.get("tuning")} for name, header in headers.items()},
+        left_out=fits[-1].left_out,
         index=index_rows(_index_summaries(fits[-1])),
         seconds=work.runner.seconds,
     )
 
 
-def _details(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion, done: Evaluation) -> Details:
+def _details(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion) -> Details:
     return Details(
-        num_queries=done.num_queries,
-        gains=done.gains,
         data=data.artifact.summary,
         training=_curve(fits[-1]),
         index_notes={name: summary["note"] for name, summary in _index_summaries(fits[-1]).items()},

@@ -11,9 +11,9 @@ from recsys_ray.online.history import HISTORIES_FILE, write_histories
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import ReleaseParts, write_release
 from recsys_ray.retrieval.release_parts import FrozenSpace, space_of
-from recsys_ray.stages.channels import Fit, load_fitted
-from recsys_ray.stages.evaluation import FUSION_FILE
 from recsys_ray.stages.features import Features, frozen_configs
+from recsys_ray.stages.fitted import Fit, load_fitted
+from recsys_ray.stages.fusion import FUSION_FILE
 from recsys_ray.stages.work import Data, Work
 
 VERSION = 1
@@ -48,7 +48,7 @@ def _parts(work: Work, data: Data, features: Features, served: Fit, fusion: Fusi
         items=dataset.items,
         fields=dataset.fields,
         channels=channels,
-        fusion=fusion,
+        fusion=fusion.only(served.channels),
         histories=histories,
         towers=None if towers is None else towers.artifact.path,
         towers_space=None if towers is None else towers.space_id,

@@ -77,7 +77,13 @@ def fold_scopes(dataset: Dataset) -> list[Scope]:
     return [Scope(f"fold {place}", fold.train, fold.validation) for place, fold in enumerate(dataset.folds, 1)]
 
 
+def refit_scope(dataset: Dataset, fold: int, epochs: int | None) -> Scope:
+    """Train and validation of one fold (from 0) together, with what the fold's first fit chose."""
+    return Scope(f"fold {fold + 1} with its validation", dataset.folds[fold].train_validation, None, epochs)
+
+
 def publish_scope(dataset: Dataset, fit_on: Literal["all", "refit"], epochs: int | None) -> Scope:
     """What a release is fitted on, see `PublishConfig`."""
-    events = dataset.events if fit_on == "all" else dataset.folds[-1].train_validation
-    return Scope("all events" if fit_on == "all" else "train and validation", events, None, epochs)
+    if fit_on == "refit":
+        return refit_scope(dataset, len(dataset.folds) - 1, epochs)
+    return Scope("all events", dataset.events, None, epochs)

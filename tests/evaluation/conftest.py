@@ -9,6 +9,7 @@ import pytest
 
 from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
 from recsys_ray.data.dataset import Targets
+from recsys_ray.evaluation.questions import Questions
 from recsys_ray.retrieval.candidates import Candidates, top_k
 from recsys_ray.retrieval.channel import Reads
 from recsys_ray.retrieval.fusion import Fusion
@@ -65,3 +66,14 @@ def make_retriever() -> Callable[..., Retriever]:
 @pytest.fixture(scope="session")
 def make_targets() -> Callable[..., Targets]:
     return _targets
+
+
+@pytest.fixture(scope="session")
+def make_questions() -> Callable[..., Questions]:
+    """Questions of `make_targets`, every item with one training event unless said otherwise."""
+
+    def make(seed: int, num_queries: int, num_items: int, train_counts: IntArray | None = None) -> Questions:
+        counts = np.ones(num_items, np.int64) if train_counts is None else train_counts
+        return Questions("test", _targets(seed, num_queries, num_items), counts)
+
+    return make

@@ -8,9 +8,10 @@ from recsys_ray.core.arrays import IntArray, Ragged
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
 from recsys_ray.data.dataset import Fold, Targets
-from recsys_ray.evaluation.on_ray import evaluate_on_ray
-from recsys_ray.evaluation.replay import EvaluationConfig
-from recsys_ray.evaluation.summary import evaluate
+from recsys_ray.evaluation.on_ray import replay_on_ray
+from recsys_ray.evaluation.questions import Questions
+from recsys_ray.evaluation.replay import FUSED, replay, without
+from recsys_ray.evaluation.settings import EvaluationConfig
 from recsys_ray.retrieval.channels import CoVisitationConfig, PopularityConfig, fit_channel, load_channel
 from recsys_ray.retrieval.channels.fit_data import FitData
 from recsys_ray.retrieval.fusion import Fusion
@@ -49,12 +50,18 @@ def test_shards_on_ray_equal_one_process(tmp_path):
         for name, config in configs.items():
             (path / name).mkdir(parents=True)
             fit_channel(name, config, FitData(fold.train, pa.table({}), Fields())).save(path / name)
-    config = EvaluationConfig(bootstrap_samples=100, shards=3)
+    config = EvaluationConfig(bootstrap_samples=100)
 
     def load(path: Path) -> Retriever:  # defined here, so that it travels whole: workers cannot import a test module
         channels = {folder.name: load_channel(folder) for folder in sorted(path.iterdir())}
         return Retriever(channels, (), Fusion.equal(list(channels), depth=30))
 
-    on_ray = evaluate_on_ray(load, paths, folds, config)
-    assert on_ray == evaluate([load(path) for path in paths], folds, config)
-    assert on_ray.metrics["co_visitation"].values["recall@10"] > on_ray.metrics["popularity"].values["recall@10"]
+    for fold, path in zip(folds, paths, strict=True):
+        others = {"popularity": Fusion(weights={"co_visitation": 1.0})}
+        asked = Questions("test", fold.test, fold.train.item_counts(), without=others)
+        on_ray, here = replay_on_ray(load, path, asked, config, shards=3), replay(load(path), asked, config)
+        assert on_ray.ranks.keys() == here.ranks.keys() == {"co_visitation", "popularity", FUSED, without("popularity")}
+        for name, ranks in here.ranks.items():
+            np.testing.assert_array_equal(on_ray.ranks[name], ranks)
+            np.testing.assert_array_equal(on_ray.shown[name], here.shown[name])
+        assert np.mean(here.ranks["co_visitation"] < 10) > np.mean(here.ranks["popularity"] < 10)

@@ -9,17 +9,10 @@ from hypothesis import strategies as st
 from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.data.dataset import Targets
-from recsys_ray.evaluation.replay import (
-    BUCKETS,
-    FUSED,
-    EvaluationConfig,
-    pool,
-    popularity_buckets,
-    replay,
-    sample_targets,
-    slice_targets,
-)
-from recsys_ray.evaluation.summary import scores_of
+from recsys_ray.evaluation.questions import Questions
+from recsys_ray.evaluation.replay import BUCKETS, FUSED, block_size, pool, popularity_buckets, replay, without
+from recsys_ray.evaluation.settings import EvaluationConfig
+from recsys_ray.evaluation.summary import LIST_METRICS, scores_of
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.retriever import Retriever
@@ -53,6 +46,19 @@ def naive_fused(channels, fusion):
     return {item: np.float32(score) for item, score in total.items()}
 
 
+def naive_list_metrics(shown, num_items, counts):
+    """Of the first ten items of every query, -1 where there are fewer."""
+    exposure = [sum(item in query for query in shown.tolist()) for item in range(num_items)]
+    total = sum(exposure)
+    pairs = sum(abs(one - other) for one in exposure for other in exposure)
+    bits = [[-math.log2(max(counts[i], 1) / sum(counts)) for i in query if i >= 0] for query in shown.tolist()]
+    return {
+        "coverage@10": sum(count > 0 for count in exposure) / num_items,
+        "gini@10": pairs / (2 * num_items * total) if total else 0.0,
+        "novelty@10": float(np.mean([np.mean(query) for query in bits if query])) if total else 0.0,
+    }
+
+
 def naive_metrics(ranks):
     """Of one query, from the ranks of its targets."""
     values = {}
@@ -81,29 +87,35 @@ def test_ranks_and_metrics_equal_a_plain_loop(
     retriever = make_retriever(seed, num_items, levels, depth)
     targets = make_targets(seed, num_queries, num_items)
     config = EvaluationConfig(bootstrap_samples=100, block_bytes=block_bytes)
-    done = replay(retriever, targets, np.ones(num_items, np.int64), config)
+    counts = np.random.default_rng(seed).integers(0, 9, num_items) + (np.arange(num_items) == 0)
+    only_second = Fusion(method="reciprocal_rank", depth=depth, weights={"second": 1.0})
+    done = replay(retriever, Questions("test", targets, counts, without={"first": only_second}), config)
     expected = {name: [] for name in done.ranks}
     for query in range(num_queries):
         history, excluded = targets.history[query].tolist(), set(targets.exclude[query].tolist())
         channels = {n: naive_channel(c.table, history, excluded) for n, c in retriever.channels.items()}
-        for name, scores in {**channels, FUSED: naive_fused(channels, retriever.fusion)}.items():
+        fused = naive_fused(channels, retriever.fusion)
+        fewer = naive_fused({"second": channels["second"]}, only_second)
+        for name, scores in {**channels, FUSED: fused, without("first"): fewer}.items():
             expected[name].append([rank_of(scores, item) for item in targets.items[query].tolist()])
     for name, ranks in expected.items():
         np.testing.assert_array_equal(done.ranks[name], np.concatenate(ranks))
         values = scores_of(done, config)[name].values
-        for metric in values.keys() - {"coverage@10"}:
+        for metric in values.keys() - set(LIST_METRICS):
             assert values[metric] == pytest.approx(
                 np.mean([naive_metrics(query)[metric] for query in ranks]), abs=1e-12
             )
-        assert values["coverage@10"] == len(np.unique(done.shown[name][done.shown[name] >= 0])) / num_items
+        for metric, value in naive_list_metrics(done.shown[name], num_items, counts.tolist()).items():
+            assert values[metric] == pytest.approx(value, abs=1e-9), metric
 
 
-def test_equal_to_ir_measures_without_ties(make_retriever, make_targets):
+def test_equal_to_ir_measures_without_ties(make_retriever, make_questions):
     num_items, rng = 150, np.random.default_rng(3)
-    retriever, targets = make_retriever(3, num_items), make_targets(3, 40, num_items)
+    retriever, asked = make_retriever(3, num_items), make_questions(3, 40, num_items)
+    targets = asked.targets
     for channel in retriever.channels.values():
         channel.table[:] = rng.random(channel.table.shape)  # no two sums are equal
-    done = replay(retriever, targets, np.ones(num_items, np.int64), CONFIG)
+    done = replay(retriever, asked, CONFIG)
     qrels = [
         ir_measures.Qrel(str(query), str(item), 1)
         for query, item in zip(targets.items.row_of_value, targets.items.values, strict=True)
@@ -137,42 +149,41 @@ def test_a_target_that_repeats_in_its_own_history_is_a_miss(make_retriever):
         channel.table[:, 6] = 1
     history = Ragged.of([[1, 5], [1, 2]])
     targets = Targets(np.array([0, 1]), history, history, Ragged.of([[5], [5]]), np.zeros(2, bool))
-    done = replay(retriever, targets, np.ones(8, np.int64), CONFIG)
+    done = replay(retriever, Questions("test", targets, np.ones(8, np.int64)), CONFIG)
     for name in ("first", "second", FUSED):
         np.testing.assert_array_equal(done.ranks[name], [np.inf, 0])
         assert done.shown[name][0].tolist() == [6, *[-1] * 9]
         assert scores_of(done, CONFIG)[name].values["recall@10"] == 0.5
 
 
-def test_shards_pool_to_the_whole(make_retriever, make_targets):
-    retriever, targets = make_retriever(5, 20), make_targets(5, 17, 20)
-    counts = np.arange(20)
-    whole = replay(retriever, targets, counts, CONFIG)
-    parts = [replay(retriever, slice_targets(targets, a, b), counts, CONFIG) for a, b in ((0, 5), (5, 5), (5, 17))]
-    pooled = pool(parts)
-    for name in ("users", "new_users", "queries", "buckets"):
+def test_shards_pool_to_the_whole(make_retriever, make_questions):
+    retriever, asked = make_retriever(5, 20), make_questions(5, 17, 20, np.arange(20))
+    whole = replay(retriever, asked, CONFIG)
+    pooled = pool([replay(retriever, asked.slice(a, b), CONFIG) for a, b in ((0, 5), (5, 5), (5, 17))])
+    for name in ("users", "new_users", "queries", "items", "buckets"):
         np.testing.assert_array_equal(getattr(pooled, name), getattr(whole, name))
     for name in whole.ranks:
         np.testing.assert_array_equal(pooled.ranks[name], whole.ranks[name])
         np.testing.assert_array_equal(pooled.shown[name], whole.shown[name])
+        np.testing.assert_array_equal(pooled.novelty[name], whole.novelty[name])
 
 
-def test_pooling_different_channels_or_nothing_is_an_error(make_retriever, make_targets):
-    retriever, targets = make_retriever(5, 20), make_targets(5, 3, 20)
-    counts = np.ones(20, np.int64)
-    done = [replay(one, targets, counts, CONFIG) for one in (retriever, retriever.only(["first"]))]
+def test_pooling_different_channels_or_nothing_is_an_error(make_retriever, make_questions):
+    retriever, asked = make_retriever(5, 20), make_questions(5, 3, 20)
+    done = [replay(one, asked, CONFIG) for one in (retriever, retriever.only(["first"]))]
     with pytest.raises(DataError, match="same channels"):
         pool(done)
     with pytest.raises(DataError, match="no folds"):
         pool([])
 
 
-def test_select_keeps_the_targets_under_the_mask_and_their_queries(make_retriever, make_targets):
-    done = replay(make_retriever(6, 20), make_targets(6, 12, 20), np.ones(20, np.int64), CONFIG)
+def test_select_keeps_the_targets_under_the_mask_and_their_queries(make_retriever, make_questions):
+    done = replay(make_retriever(6, 20), make_questions(6, 12, 20), CONFIG)
     mask = np.arange(len(done.queries)) % 3 == 0
     part = done.select(mask)
     np.testing.assert_array_equal(part.users[part.queries], done.users[done.queries][mask])
     np.testing.assert_array_equal(part.ranks[FUSED], done.ranks[FUSED][mask])
+    np.testing.assert_array_equal(part.items, done.items[mask])
     assert set(part.queries) == set(range(part.num_queries))
 
 
@@ -185,49 +196,28 @@ def test_buckets_by_the_share_of_training_events():
     assert set(popularity_buckets(np.zeros(4, np.int64), EvaluationConfig())) == {3}
 
 
-def test_sampling_draws_distinct_queries_in_order_and_by_seed(make_targets):
-    targets = make_targets(1, 30, 10)
-    first, again = (sample_targets(targets, EvaluationConfig(max_users=9)) for _ in range(2))
-    assert len(first) == 9
-    np.testing.assert_array_equal(first.items.values, again.items.values)
-    assert sample_targets(targets, EvaluationConfig(max_users=30)) is targets
-    numbered = Targets(np.arange(30), targets.history, targets.exclude, targets.items, targets.new_users)
-    users = sample_targets(numbered, EvaluationConfig(max_users=9, seed=4)).users
-    assert (np.diff(users) > 0).all()
+def test_blocks_hold_the_scores_of_all_items_or_the_lists_of_all_channels():
+    config = EvaluationConfig(block_bytes=10**6)
+    assert block_size(channels=2, depth=10, num_items=1000, config=config) * 1000 * 8 <= 10**6
+    assert block_size(channels=2, depth=10, num_items=10**9, config=config) == 1
+    deep, shallow = (block_size(channels=8, depth=depth, num_items=50, config=config) for depth in (200, 10))
+    assert deep < shallow
 
 
-def test_user_tokens_reach_the_queries_only_when_there_are_some(make_retriever, make_targets):
-    seen = []
-
-    class Encoder:
-        def encode(self, queries):
-            seen.append(queries.user_tokens)
-            return {}
-
-    retriever, targets = make_retriever(1, 10), make_targets(1, 4, 10)
-    retriever = Retriever(retriever.channels, (Encoder(),), retriever.fusion)
-    tokens = np.arange(10)[:, None] + 1
-    for given_tokens in (None, tokens, np.zeros((10, 0), np.int64)):
-        replay(retriever, targets, np.ones(10, np.int64), CONFIG, given_tokens)
-    assert seen[0] is None
-    np.testing.assert_array_equal(seen[1], tokens[targets.users])
-    assert seen[2] is None
-
-
-def test_wrong_scores_are_refused(make_retriever, make_targets):
-    retriever, targets = make_retriever(1, 10), make_targets(1, 4, 10)
+def test_wrong_scores_are_refused(make_retriever, make_questions):
+    retriever, asked = make_retriever(1, 10), make_questions(1, 4, 10)
     with pytest.raises(DataError, match=r"shape \(4, 10\); expected \(4, 11\)"):
-        replay(retriever, targets, np.ones(11, np.int64), CONFIG)
+        replay(retriever, make_questions(1, 4, 10, np.ones(11, np.int64)), CONFIG)
     retriever.channels["second"].table[:] = np.nan
     with pytest.raises(DataError, match=r"'second' gave .* NaN"):
-        replay(retriever, targets, np.ones(10, np.int64), CONFIG)
+        replay(retriever, asked, CONFIG)
 
 
-def test_a_channel_may_not_be_called_fused(make_retriever, make_targets):
+def test_a_channel_may_not_be_called_fused(make_retriever, make_questions):
     channel = make_retriever(1, 10).channels["first"]
     retriever = Retriever({FUSED: channel}, (), Fusion(weights={FUSED: 1.0}))
     with pytest.raises(ConfigError, match="kept for the fused ranking"):
-        replay(retriever, make_targets(1, 4, 10), np.ones(10, np.int64), CONFIG)
+        replay(retriever, make_questions(1, 4, 10), CONFIG)
 
 
 def test_shares_above_one_are_refused():

@@ -1,12 +1,26 @@
+import dataclasses
+from functools import partial
+
 import numpy as np
 import pytest
 
-from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.errors import DataError
-from recsys_ray.core.events import Events
-from recsys_ray.data.dataset import Fold, Targets
-from recsys_ray.evaluation.replay import FUSED, EvaluationConfig, Replay, replay, sample_targets
-from recsys_ray.evaluation.summary import bootstrap, bucket_scores, evaluate, gain, scores_of, summarise
+from recsys_ray.evaluation.questions import WHOLE
+from recsys_ray.evaluation.replay import FUSED, Replay, replay, without
+from recsys_ray.evaluation.settings import EvaluationConfig
+from recsys_ray.evaluation.summary import (
+    CHANGES,
+    LIST_METRICS,
+    FoldQuestions,
+    Replays,
+    bucket_scores,
+    contributions,
+    gain,
+    replay_folds,
+    scores_of,
+    summarise,
+)
+from recsys_ray.retrieval.fusion import Fusion
 
 CONFIG = EvaluationConfig(bootstrap_samples=400)
 
@@ -18,37 +32,13 @@ def make_replay(ranks, users=None, buckets=None, new_users=None):
         np.arange(size) if users is None else users,
         np.zeros(size, bool) if new_users is None else new_users,
         np.arange(size),
+        np.zeros(size, np.int64),
         np.zeros(size, np.int64) if buckets is None else buckets,
         {name: np.asarray(values, np.float64) for name, values in ranks.items()},
         {name: np.zeros((size, 10), np.int64) for name in ranks},
+        {name: np.full(size, 2.5) for name in ranks},
         num_items=50,
     )
-
-
-def empty_targets():
-    return Targets(np.zeros(0, np.int64), Ragged.empty(0), Ragged.empty(0), Ragged.empty(0), np.zeros(0, bool))
-
-
-def test_bootstrap_agrees_with_the_normal_interval():
-    values = np.random.default_rng(0).normal(3.0, 2.0, (5000, 1))
-    low, high = bootstrap(values, np.arange(5000), EvaluationConfig(bootstrap_samples=4000))
-    half = 1.96 * values.std() / np.sqrt(5000)
-    assert low[0] == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high[0] == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_bootstrap_resamples_users_not_queries():
-    values = np.random.default_rng(1).random((200, 2))
-    alone = bootstrap(values, np.arange(200), CONFIG)
-    thrice = bootstrap(np.tile(values, (3, 1)), np.tile(np.arange(200), 3), CONFIG)
-    np.testing.assert_allclose(alone, thrice)  # the same users asked thrice tell nothing new
-
-
-def test_bootstrap_repeats_with_its_seed():
-    values, users = np.random.default_rng(2).random((50, 1)), np.arange(50)
-    first, again, other = (bootstrap(values, users, EvaluationConfig(seed=seed)) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert (np.array(first) != np.array(other)).any()
 
 
 def test_buckets_add_up_and_empty_ones_have_no_numbers():
@@ -74,44 +64,66 @@ def test_gain_is_paired_against_the_best_channel():
     better = np.where(np.arange(300) < 30, 0, best)  # the same for nine users in ten
     found = gain(make_replay({"worse": best + 5, "best": best, FUSED: better}), "recall@10", CONFIG)
     assert found.best == "best"
-    assert found.difference == pytest.approx((better < 10).mean() - (best < 10).mean())
-    assert 0 < found.ci95[0] < found.difference < found.ci95[1] < 0.1
+    assert found.difference.value == pytest.approx((better < 10).mean() - (best < 10).mean())
+    assert 0 < found.difference.ci95[0] < found.difference.value < found.difference.ci95[1] < 0.1
+
+
+def test_contribution_is_what_the_fused_list_loses_without_the_channel():
+    fused = np.zeros(200)
+    ranks = {"a": fused, "b": fused, FUSED: fused, without("a"): np.where(np.arange(200) < 40, 50, 0.0)}
+    found = contributions(make_replay(ranks), CONFIG)
+    assert found.keys() == {"a"}  # nothing is said of b, which was not left out
+    assert found["a"].keys() == set(CHANGES)
+    assert found["a"]["recall@10"].value == pytest.approx(0.2)
+    assert found["a"]["recall@10"].ci95[0] > 0.1
+    assert found["a"]["recall@100"].value == 0
 
 
 def test_intervals_hold_the_means():
     ranks = np.random.default_rng(0).integers(0, 150, 400)
     scores = scores_of(make_replay({"a": ranks, FUSED: ranks}), CONFIG)["a"]
-    assert scores.ci95.keys() == scores.values.keys() - {"coverage@10"}
+    assert scores.ci95.keys() == scores.values.keys() - set(LIST_METRICS)
     for metric, (low, high) in scores.ci95.items():
         assert low <= scores.values[metric] <= high
 
 
-def test_evaluate_pools_folds_and_keeps_validation_apart(make_retriever, make_targets):
-    num_items, users = 20, 30
-    rng = np.random.default_rng(0)
-    columns = (rng.integers(0, users, 90), rng.integers(0, num_items, 90), np.arange(90), np.ones(90, np.float32))
-    events = Events.from_columns(*columns, users, num_items)
-    folds = [
-        Fold(events, events, make_targets(seed, 9, num_items), make_targets(seed + 50, 12, num_items))
-        for seed in (0, 1)
-    ]
+def test_folds_are_pooled_and_parts_kept_apart(make_retriever, make_questions):
+    num_items = 20
+    others = {"first": Fusion(weights={"second": 1.0})}
+    folds = []
+    for seed in (0, 1):
+        test, validation = make_questions(seed, 9, num_items), make_questions(seed + 50, 12, num_items)
+        folds.append(FoldQuestions(test, validation, dataclasses.replace(test.sample(5, 0), without=others)))
     retrievers = [make_retriever(seed, num_items) for seed in (0, 1)]
-    config = EvaluationConfig(bootstrap_samples=100, max_users=10)
-    result = evaluate(retrievers, folds, config)
-    assert result.num_queries == 20  # at most ten a fold
-    counts = events.item_counts()
-    parts = [replay(r, sample_targets(f.test, config), counts, config) for r, f in zip(retrievers, folds, strict=True)]
-    expected = np.mean([scores_of(part, config)[FUSED].values["recall@10"] for part in parts])
+    replays = replay_folds((partial(replay, one, config=CONFIG) for one in retrievers), folds)
+    result = summarise(replays, CONFIG)
+    parts = [replay(r, f.test, CONFIG) for r, f in zip(retrievers, folds, strict=True)]
+    expected = np.mean([scores_of(part, CONFIG)[FUSED].values["recall@10"] for part in parts])
+    assert result.num_queries == 18
     assert result.metrics[FUSED].values["recall@10"] == pytest.approx(expected)
     assert result.validation.keys() == result.metrics.keys() == {"first", "second", FUSED}
     assert result.validation != result.metrics
     assert [g.metric for g in result.gains] == ["recall@10", "recall@100"]
+    assert result.contributions.keys() == {"first"}
+    assert list(result.short) == ["0", "1", "2", WHOLE]
+    assert {bucket.n for bucket in result.short.values()} == {sum(len(f.sample.targets.items.values) for f in folds)}
+    assert all(bucket.scores.keys() == result.metrics.keys() for bucket in result.short.values())
+    assert result.short["0"].scores["first"].values["recall@100"] == 0  # it answers to a history
+    assert result.refit is None
 
 
-def test_no_test_queries_is_an_error_and_no_validation_is_not(make_retriever, make_targets):
-    retriever, counts = make_retriever(0, 10), np.ones(10, np.int64)
-    nothing = replay(retriever, empty_targets(), counts, CONFIG)
-    something = replay(retriever, make_targets(0, 5, 10), counts, CONFIG)
-    assert summarise(something, nothing, CONFIG).validation == {}
+def test_refit_stands_beside_strict():
+    strict, refit = ({"a": ranks, FUSED: ranks} for ranks in (np.full(300, 20.0), np.arange(300) % 40.0))
+    found = summarise(Replays(make_replay(strict), make_replay(strict), refit=make_replay(refit)), CONFIG)
+    assert found.metrics[FUSED].values["recall@10"] == 0
+    assert found.refit[FUSED].values["recall@10"] == pytest.approx(80 / 300)
+    assert found.refit_gain["recall@10"].value == pytest.approx(80 / 300)
+    assert found.refit_gain["recall@100"].value == 0
+
+
+def test_no_test_queries_is_an_error_and_no_validation_is_not(make_retriever, make_questions):
+    retriever, asked = make_retriever(0, 10), make_questions(0, 5, 10)
+    nothing, something = replay(retriever, asked.slice(0, 0), CONFIG), replay(retriever, asked, CONFIG)
+    assert summarise(Replays(something, nothing), CONFIG).validation == {}
     with pytest.raises(DataError, match="left no test event"):
-        summarise(nothing, something, CONFIG)
+        summarise(Replays(nothing, something), CONFIG)
