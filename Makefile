@@ -9,6 +9,7 @@ PYTHON ?= python3.11
 # cpu or gpu: which FAISS wheel. Both install the same module, so a change wants `make clean` first.
 FAISS ?= cpu
 DEMO_ARGS ?=
+SETS ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -23,11 +24,11 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 say = printf '==> %s\n' "$(1)"
 fail = { printf '\nFAILED: %s\n' "$(1)" >&2; exit 1; }
 
-.PHONY: help install demo check test bench constraints clean
+.PHONY: help install demo check test bench bench-quality constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
-	@echo "Variables: PYTHON=$(PYTHON) FAISS=$(FAISS) (or gpu) DEMO_ARGS PYTEST_ARGS"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo "Variables: PYTHON=$(PYTHON) FAISS=$(FAISS) (or gpu) DEMO_ARGS PYTEST_ARGS SETS"
 
 install: $(INSTALLED) ## the environment in .venv, at the exact versions of clusters/constraints.txt
 	@$(call say,Ready: $(BIN)/recsys-ray --help)
@@ -57,6 +58,9 @@ bench: $(INSTALLED) ## the long measurements of benchmarks/, one after the other
 	@shopt -s nullglob; scripts=(benchmarks/bench_*.py); \
 	(( $${#scripts[@]} )) || $(call fail,there is no benchmarks/bench_*.py yet); \
 	for script in "$${scripts[@]}"; do $(call say,$$script); $(BIN)/python "$$script"; done
+
+bench-quality: $(INSTALLED) ## channels and fusion against the best published models, SETS="amazon_beauty ml1m …" (all)
+	@$(BIN)/python benchmarks/bench_quality.py $(SETS)
 
 constraints: $(INSTALLED) ## write the versions now in .venv into clusters/constraints.txt
 	@{ grep '^#' $(CONSTRAINTS); \
