@@ -27,7 +27,7 @@ fail = { printf '\nFAILED: %s\n' "$(1)" >&2; exit 1; }
 .PHONY: help install demo check test bench bench-quality constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
 	@echo "Variables: PYTHON=$(PYTHON) FAISS=$(FAISS) (or gpu) DEMO_ARGS PYTEST_ARGS SETS"
 
 install: $(INSTALLED) ## the environment in .venv, at the exact versions of clusters/constraints.txt
@@ -59,7 +59,7 @@ bench: $(INSTALLED) ## the long measurements of benchmarks/, one after the other
 	(( $${#scripts[@]} )) || $(call fail,there is no benchmarks/bench_*.py yet); \
 	for script in "$${scripts[@]}"; do $(call say,$$script); $(BIN)/python "$$script"; done
 
-bench-quality: $(INSTALLED) ## channels and fusion against the best published models, SETS="amazon_beauty ml1m …" (all)
+bench-quality: $(INSTALLED) ## every channel and the fused list against the best published; SETS="ml1m yelp" picks
 	@$(BIN)/python benchmarks/bench_quality.py $(SETS)
 
 constraints: $(INSTALLED) ## write the versions now in .venv into clusters/constraints.txt
