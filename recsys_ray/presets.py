@@ -37,6 +37,7 @@ def demo() -> RunConfig:
             "data.format": "recbole",
             "data.columns": {"title": "movie_title"},
             "split.protocol": "leave_one_out",
+            "model.dim": 64,
             "model.image": None,
             "training.batch_size": 32,
             "training.epochs": 15,

@@ -60,7 +60,7 @@ class TwoTowerConfig(Config):
         user: The transformer over the history.
     """
 
-    dim: int = Field(64, ge=4)
+    dim: int = Field(128, ge=4)
     members: tuple[Member, ...] = Field(("all",), min_length=1)
     temperature: float = Field(0.05, gt=0)
     modality_dropout: float = Field(0.2, ge=0, lt=1)

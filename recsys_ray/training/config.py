@@ -50,7 +50,7 @@ class TrainingConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     precision: Precision = "bf16"
     batch_size: int = Field(128, ge=1)
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(30, ge=1)
     patience: int | None = Field(5, ge=1)
     validation_users: int = Field(10_000, ge=1)
     learning_rate: float = Field(4e-3, gt=0)
