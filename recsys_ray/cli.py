@@ -1,4 +1,4 @@
-"""The command line: one sub-command a stage, plus run, demo, serve, recommend, tune and doctor."""
+"""The command line: one sub-command a stage, plus run, demo, compare, serve, recommend, tune and doctor."""
 
 import json
 import sys
@@ -28,6 +28,7 @@ Storage = Annotated[
     Path | None, typer.Option(help="Where artifacts, report and release go; short for --set storage=FOLDER.")
 ]
 ReleasePath = Annotated[Path, typer.Argument(help="A release folder, or the --storage folder of a run.")]
+ReportPath = Annotated[Path, typer.Argument(help="The --storage folder of a run, a report's folder, or report.json.")]
 Count = Annotated[int, typer.Option("-k", "--k", min=1, help="How many candidates.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")]
@@ -93,6 +94,23 @@ def show_config(preset: Preset = "cpu", config: ConfigFile = None, sets: Setting
     from recsys_ray.presets import load_preset
 
     typer.echo(dump_config(load_preset(preset, config, sets or [])), nl=False)
+
+
+@app.command()
+def compare(
+    first: ReportPath,
+    second: ReportPath,
+    html: Annotated[Path | None, typer.Option(help="Also write the tables as a page.")] = None,
+) -> None:
+    """Set two reports side by side; where both asked the same queries, say whether other users would agree."""
+    from recsys_ray.evaluation.compare import compare as compare_sides
+    from recsys_ray.evaluation.compare import load_side, print_comparison, render_comparison
+    from recsys_ray.evaluation.settings import EvaluationConfig
+
+    comparison = compare_sides(load_side(first), load_side(second), EvaluationConfig())
+    print_comparison(comparison)
+    if html is not None:
+        html.write_text(render_comparison(comparison), encoding="utf-8")
 
 
 @app.command()

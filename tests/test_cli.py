@@ -36,7 +36,19 @@ def failing(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_help_lists_every_command():
     text = invoke("--help").output
-    for command in ("run", "prepare", "train", "evaluate", "publish", "recommend", "serve", "demo", "tune", "doctor"):
+    for command in (
+        "run",
+        "prepare",
+        "train",
+        "evaluate",
+        "publish",
+        "compare",
+        "recommend",
+        "serve",
+        "demo",
+        "tune",
+        "doctor",
+    ):
         assert command in text
 
 
@@ -48,6 +60,20 @@ def test_recommend_prints_items(storage):
     done = invoke("recommend", str(storage), "--history", "i1,i2", "--k", "5", "--json")
     assert done.exit_code == 0
     assert len(json.loads(done.stdout)) == 5
+
+
+def test_compare_sets_two_reports_side_by_side(storage, tmp_path):
+    done = invoke("compare", str(storage), str(storage / "report.json"), "--html", str(tmp_path / "page.html"))
+    assert done.exit_code == 0
+    assert "recall@100" in done.stdout
+    assert "Both asked the same queries" in " ".join(done.stdout.split())
+    assert "Two reports side by side" in (tmp_path / "page.html").read_text()
+
+
+def test_compare_wants_reports(tmp_path):
+    done = failing("compare", str(tmp_path), str(tmp_path))
+    assert done.returncode == 2
+    assert "report.json is missing: run `recsys-ray evaluate`" in done.stderr
 
 
 def test_user_errors_have_no_traceback(tmp_path):

@@ -6,7 +6,7 @@ import numpy.typing as npt
 from recsys_ray.core.arrays import IntArray
 from recsys_ray.evaluation.settings import EvaluationConfig
 
-_LEVEL = 0.95
+_TAILS = (0.025, 0.975)
 _DRAWS_AT_ONCE = 1 << 22
 
 Values = npt.NDArray[np.float64]
@@ -24,7 +24,7 @@ def bootstrap(values: Values, users: IntArray, config: EvaluationConfig) -> tupl
     Returns:
         Lower and upper bounds, (M,) each.
     """
-    low, high = np.quantile(resampled(values, users, config), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+    low, high = np.quantile(resampled(values, users, config), _TAILS, axis=0)
     return low, high
 
 
@@ -45,7 +45,12 @@ def resampled(values: Values, users: IntArray, config: EvaluationConfig) -> Valu
     return np.concatenate(means)
 
 
+def interval(means: Values) -> Interval:
+    """The 95 % percentile interval of (S,) resampled means."""
+    low, high = np.quantile(means, _TAILS)
+    return float(low), float(high)
+
+
 def mean_with_interval(values: Values, users: IntArray, config: EvaluationConfig) -> tuple[float, Interval]:
     """The mean of (Q,) values and its 95 % interval."""
-    low, high = bootstrap(values[:, None], users, config)
-    return float(values.mean()), (float(low[0]), float(high[0]))
+    return float(values.mean()), interval(resampled(values[:, None], users, config)[:, 0])

@@ -22,7 +22,6 @@ from recsys_ray.evaluation.sections import (
 )
 from recsys_ray.evaluation.summary import CHANGES, COVERAGE, LIST_METRICS, Gain, Scores
 
-TEMPLATE = "report.html.jinja"
 COLUMNS = (*METRICS, *LIST_METRICS)
 PROTOCOLS = {
     "leave_one_out": "the last event of every user was hidden, and the models had to find it again",
@@ -59,15 +58,10 @@ class Headline:
 
 def render(report: Report, details: Details) -> str:
     """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("recsys_ray.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"cell": cell, "metric": number}
     numbers = report.numbers
     colours = channel_colours(list(numbers.metrics), FUSED)
-    return environment.get_template(TEMPLATE).render(
+    return render_template(
+        "report.html.jinja",
         report=report,
         numbers=numbers,
         details=details,
@@ -90,6 +84,16 @@ def render(report: Report, details: Details) -> str:
         data=[(name, text) for name, text in flat(details.data) if name not in ("users", "items", "warnings")],
         config=yaml.safe_dump(json.loads(json.dumps(finite(details.config), default=str)), sort_keys=False),
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A page of this folder's templates; they escape what they are given."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("recsys_ray.evaluation", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"cell": cell, "metric": number}
+    return environment.get_template(name).render(**values)
 
 
 def percent(value: float) -> str:

@@ -1,7 +1,7 @@
 """ranks.parquet: where every target stands in every ranking, so that two reports can be compared query by query."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 from recsys_ray.core.arrays import IntArray
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.core.ids import IdMap
-from recsys_ray.core.metrics import RankArray
+from recsys_ray.core.metrics import METRICS, RankArray
 from recsys_ray.data.dataset import Targets
 from recsys_ray.evaluation.replay import Replay
 
 RANKS_FILE = "ranks.parquet"
+REFIT = " (refit)"
+"""What is added to the names of the rankings after the second fit."""
 _QUERY, _USER, _ITEM = "query", "user_id", "item_id"
 _RANK = "rank "  # no channel's name has a space
 _NUM_ITEMS, _ASKED_WITH = b"num_items", b"asked_with"
@@ -43,24 +45,46 @@ class Ranks:
     asked_with: str
 
     @classmethod
-    def of(cls, done: Mapping[str, Replay], asked: Sequence[Targets], user_ids: IdMap, item_ids: IdMap) -> "Ranks":
-        """Several replays of the same questions.
+    def of(
+        cls, test: Replay, refit: Replay | None, asked: Sequence[Targets], user_ids: IdMap, item_ids: IdMap
+    ) -> "Ranks":
+        """What a replay of the test questions found.
 
         Args:
-            done: What is added to the names of a replay's rankings, to the replay; "" for the first.
+            test: By the strict fit.
+            refit: By the second fit, of the same questions.
             asked: The questions of each fold.
             user_ids: Users and rows.
             item_ids: Items and rows.
         """
-        first = next(iter(done.values()))
+        again = {} if refit is None else {name + REFIT: ranks for name, ranks in refit.ranks.items()}
         return cls(
-            first.queries,
-            pa.array(user_ids.ids).take(pa.array(first.users[first.queries])),
-            pa.array(item_ids.ids).take(pa.array(first.items)),
-            {name + suffix: ranks for suffix, replay in done.items() for name, ranks in replay.ranks.items()},
-            first.num_items,
+            test.queries,
+            pa.array(user_ids.ids).take(pa.array(test.users[test.queries])),
+            pa.array(item_ids.ids).take(pa.array(test.items)),
+            {**test.ranks, **again},
+            test.num_items,
             _digest(asked, item_ids),
         )
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        return int(self.queries[-1]) + 1
+
+    @property
+    def user_of_query(self) -> IntArray:
+        """(Q,) a number for each query's user."""
+        numbers: IntArray = self.users.dictionary_encode().indices.to_numpy().astype(np.int64)
+        return numbers[np.unique(self.queries, return_index=True)[1]]
+
+    def per_query(self, ranking: str, metric: str) -> RankArray:
+        """(Q,) one metric of one ranking."""
+        return METRICS[metric](self.ranks[ranking], self.queries, self.num_queries)
+
+    def describe(self) -> str:
+        """How much was asked."""
+        return f"{len(self.queries):,} items in {self.num_queries:,} queries"
 
     def save(self, path: Path) -> None:
         """Write as Parquet; a rank is a multiple of a half, which float32 holds exactly below 8 million."""

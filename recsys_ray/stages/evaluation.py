@@ -27,7 +27,6 @@ from recsys_ray.stages.towers import RECORDS_FILE
 from recsys_ray.stages.work import Data, Work
 
 VERSION = 2
-REFITTED = " (refit)"
 _SCORES_WORTH_RAY = 20_000_000_000  # about two minutes of one core; a cluster and its workers take some ten seconds
 
 
@@ -112,8 +111,7 @@ def _shards(work: Work, fits: Sequence[Fit], asked: Sequence[FoldQuestions]) -> 
 
 
 def _ranks(data: Data, replays: Replays, asked: Sequence[Targets]) -> Ranks:
-    done = {"": replays.test} if replays.refit is None else {"": replays.test, REFITTED: replays.refit}
-    return Ranks.of(done, asked, data.dataset.user_ids, data.dataset.item_ids)
+    return Ranks.of(replays.test, replays.refit, asked, data.dataset.user_ids, data.dataset.item_ids)
 
 
 def _report(work: Work, data: Data, fits: Sequence[Fit], done: Evaluation) -> Report:
