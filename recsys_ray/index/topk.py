@@ -7,10 +7,12 @@ from recsys_ray.core.arrays import FloatArray, IntArray
 
 _CELLS_AT_ONCE = 1 << 20  # bounds what is held beside the scores to some 40 MB, however many of them are equal
 _LOWEST = np.finfo(np.float32).min
-_COLUMN_BITS = np.uint64(32)
-_COLUMN_MASK = np.uint64(0xFFFF_FFFF)
+_LOW_BITS = np.uint64(32)
+_LOW_HALF = np.uint64(0xFFFF_FFFF)
 
 Keys = npt.NDArray[np.uint64]
+NO_KEY = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+"""Fills up rows of keys: it comes after every key of `falling_keys`."""
 
 
 def top_k_columns(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
@@ -41,13 +43,13 @@ def _fill(scores: FloatArray, k: int, columns: IntArray, values: FloatArray) -> 
     query, column = np.divmod(flat, scores.shape[1])
     counts = np.bincount(query, minlength=len(scores))
     place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-    keys = np.full((len(scores), int(counts.max(initial=0))), np.iinfo(np.uint64).max)
-    keys[query, place] = _keys(scores[query, column], column)
+    keys = np.full((len(scores), int(counts.max(initial=0))), NO_KEY)
+    keys[query, place] = falling_keys(scores[query, column], column)
     keys.sort(axis=1)
     best = keys[:, :k]
-    found = best < np.iinfo(np.uint64).max
+    found = best < NO_KEY
     width = best.shape[1]
-    columns[:, :width] = np.where(found, (best & _COLUMN_MASK).astype(np.int64), -1)
+    columns[:, :width] = np.where(found, low_half(best), -1)
     values[:, :width] = np.where(found, np.take_along_axis(scores, np.maximum(columns[:, :width], 0), 1), -np.inf)
 
 
@@ -62,9 +64,19 @@ def _thresholds(scores: FloatArray, k: int) -> FloatArray:
     return np.maximum(np.partition(best, groups - k, axis=1)[:, groups - k], _LOWEST)
 
 
-def _keys(scores: FloatArray, columns: IntArray) -> Keys:
-    """Integers that rise where scores fall, and where they are equal, with the column: one sort orders both."""
+def falling_keys(scores: FloatArray, then: IntArray) -> Keys:
+    """Integers that rise where scores fall and, where scores are equal, with `then`: one sort orders both.
+
+    Args:
+        scores: (n,) float32, not NaN.
+        then: (n,) from 0, below 2^32 - 1.
+    """
     bits = (scores + np.float32(0)).view(np.uint32)  # adding 0 makes one zero of both
     negative = bits >> np.uint32(31) == 1
     falling = np.where(negative, bits, ~bits & np.uint32(0x7FFF_FFFF)).astype(np.uint64)
-    return (falling << _COLUMN_BITS) | columns.astype(np.uint64)
+    return (falling << _LOW_BITS) | then.astype(np.uint64)
+
+
+def low_half(keys: Keys) -> IntArray:
+    """What `falling_keys` took as `then`."""
+    return (keys & _LOW_HALF).astype(np.int64)

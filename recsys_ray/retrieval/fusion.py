@@ -14,10 +14,12 @@ from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.config import Config
 from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.core.metrics import METRICS
+from recsys_ray.index.topk import NO_KEY, falling_keys, low_half
 from recsys_ray.retrieval.candidates import Candidates
 
 Numbers = npt.NDArray[np.float64]
 Method = Literal["reciprocal_rank", "weighted"]
+_LARGEST = 0xFFFF_FFFF
 DEFAULT_TEMPERATURES: dict[str, tuple[float, ...]] = {"nearest": (0.05, 0.1, 0.2, 0.4)}
 DEFAULT_OBJECTIVE = {"recall@10": 1.0, "ndcg@10": 1.0, "recall@100": 1.0}
 
@@ -247,12 +249,16 @@ def _ranked(union: Union, scores: FloatArray, k: int) -> tuple[IntArray, IntArra
     """The k best distinct candidates of each query, and the place of each in its list."""
     best_rank = np.full(len(union.row), np.iinfo(np.int64).max)
     np.minimum.at(best_rank, union.member, union.rank)
-    order = np.lexsort((union.row, best_rank, -scores, union.query))
-    query = union.query[order]
-    first = np.flatnonzero(np.concatenate([[True], query[1:] != query[:-1]])) if len(query) else query
-    place = np.arange(len(query)) - np.repeat(first, np.diff(np.append(first, len(query))))
-    kept = place < k
-    return order[kept], place[kept]
+    counts = np.bincount(union.query)
+    starts, width = np.cumsum(counts) - counts, int(counts.max(initial=1))
+    inside = np.arange(len(union.row)) - starts[union.query]
+    # One sort by score, then best rank, then row; among equal scores, ranks past 2^32 / width would count as one.
+    then = np.minimum(best_rank, _LARGEST // width - 1) * width + inside
+    keys = np.full((len(counts), width), NO_KEY)
+    keys[union.query, inside] = falling_keys(scores, then)
+    keys.sort(axis=1)
+    query, place = np.nonzero(keys[:, :k] < NO_KEY)
+    return starts[query] + low_half(keys[query, place]) % width, place
 
 
 def _with_sources(
