@@ -14,7 +14,7 @@ from recsys_ray.data.dataset import Dataset, load_dataset
 from recsys_ray.evaluation.ranks import RANKS_FILE
 from recsys_ray.evaluation.report import REPORT_HTML, REPORT_JSON, print_report, read_report
 from recsys_ray.retrieval.fusion import Fusion
-from recsys_ray.stages import channels, dataset, evaluation, features, fusion, release, towers
+from recsys_ray.stages import channels, dataset, evaluation, features, fusion, modalities, release, towers
 from recsys_ray.stages.features import Features
 from recsys_ray.stages.fitted import Configs, Fit, need_towers
 from recsys_ray.stages.runner import StageRunner
@@ -92,7 +92,8 @@ def run(config: RunConfig, until: str = "run") -> RunResult:
             return result
         fused, fused_artifact = fusion.fuse(work, data, fits)
         refits = _refit_all(work, data, frozen, fits) if config.evaluation.refit else []
-        report = evaluation.evaluate(work, data, fits, fused, fused_artifact, refits)
+        worth = modalities.modalities(work, data, frozen, fits)
+        report = evaluation.evaluate(work, data, fits, fused, fused_artifact, refits, worth)
         result = _with_report(result, report)
         if until == "evaluate":
             return result

@@ -1,13 +1,16 @@
 """What a report holds, and its JSON form."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from recsys_ray.evaluation.bootstrap import Interval
 from recsys_ray.evaluation.summary import Bucket, Difference, Evaluation, Gain, Scores
 
+SECTIONS_FILE = "sections.json"
 CI = "ci95"
 _INDEX_K = 100
 
@@ -190,6 +193,17 @@ def index_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[IndexRow, ..
         for space, summary in summaries.items()
         for row in summary["measured"]
     )
+
+
+def save_sections(directory: Path, sections: Sequence[Section]) -> None:
+    """Write `sections.json` into an existing directory."""
+    text = json.dumps([asdict(section) for section in sections], indent=1, allow_nan=False)
+    (directory / SECTIONS_FILE).write_text(text + "\n")
+
+
+def load_sections(path: Path) -> tuple[Section, ...]:
+    """Read what `save_sections` wrote."""
+    return tuple(_section_from(values) for values in json.loads(path.read_text()))
 
 
 def finite(value: Any) -> Any:

@@ -15,6 +15,8 @@ class EvaluationConfig(Config):
         max_users: Evaluate a random sample of this many queries per fold and part; None evaluates all.
         sample_users: What each channel contributes, and what is found for users with a short history, is measured on
             a random sample of this many test queries over all folds; 0 leaves both out.
+        modalities: What each modality of the items is worth to the towers is measured on a random sample of this many
+            test queries over all folds; 0 leaves it out.
         refit: Also fit towers and channels a second time, on train and validation, with what validation chose, and
             rank test again; the report shows both.
         head_share: The most popular items that together hold this share of the training events are the head.
@@ -28,6 +30,7 @@ class EvaluationConfig(Config):
     bootstrap_samples: int = Field(1000, ge=100, le=100_000)
     max_users: int | None = Field(None, ge=1)
     sample_users: int = Field(3000, ge=0)
+    modalities: int = Field(2000, ge=0)
     refit: bool = False
     head_share: float = Field(0.5, gt=0, lt=1)
     tail_share: float = Field(0.2, gt=0, lt=1)

@@ -12,7 +12,14 @@ from recsys_ray.core.config import result_settings
 from recsys_ray.core.on_ray import cluster_cpus
 from recsys_ray.core.progress import say
 from recsys_ray.data.dataset import Fold, Targets
-from recsys_ray.evaluation.contents import Details, Report, TrainingCurve, index_rows
+from recsys_ray.evaluation.contents import (
+    SECTIONS_FILE,
+    Details,
+    Report,
+    TrainingCurve,
+    index_rows,
+    load_sections,
+)
 from recsys_ray.evaluation.on_ray import replay_on_ray
 from recsys_ray.evaluation.questions import Questions
 from recsys_ray.evaluation.ranks import RANKS_FILE, Ranks
@@ -31,7 +38,13 @@ _SCORES_WORTH_RAY = 20_000_000_000  # about two minutes of one core; a cluster a
 
 
 def evaluate(
-    work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion, fusion_artifact: Artifact, refits: Sequence[Fit] = ()
+    work: Work,
+    data: Data,
+    fits: Sequence[Fit],
+    fusion: Fusion,
+    fusion_artifact: Artifact,
+    refits: Sequence[Fit] = (),
+    parts: Sequence[Artifact] = (),
 ) -> Artifact:
     """Full ranking of validation and test, per channel and fused; report.json, report.html and ranks.parquet.
 
@@ -42,6 +55,7 @@ def evaluate(
         fusion: Chosen on validation.
         fusion_artifact: Where it is.
         refits: What was fitted on train and validation of each fold; none where `evaluation.refit` is off.
+        parts: What other stages measured, each with tables for the report.
     """
     config = work.config
 
@@ -52,12 +66,18 @@ def evaluate(
         if refits:
             replays = replace(replays, refit=_replay_refits(work, data, refits, fusion, shards))
         done = summarise(replays, config.evaluation)
-        write_report(directory, _report(work, data, fits, done), _details(work, data, fits, fusion))
+        sections = tuple(section for part in parts for section in load_sections(part.file(SECTIONS_FILE)))
+        report = replace(_report(work, data, fits, done), sections=sections)
+        write_report(directory, report, _details(work, data, fits, fusion))
         _ranks(data, replays, [fold.test.targets for fold in asked]).save(directory / RANKS_FILE)
         return {"fused": done.metrics["fused"].values}
 
     settings = {"evaluation": result_settings(config.evaluation), "name": config.name}
-    parents = {**parents_of(data, [*fits, *refits]), "fusion": fusion_artifact}
+    parents = {
+        **parents_of(data, [*fits, *refits]),
+        "fusion": fusion_artifact,
+        **{part.manifest.kind: part for part in parts},
+    }
     return work.runner.run("report", VERSION, settings, parents, write, label="evaluate")
 
 
