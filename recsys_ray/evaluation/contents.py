@@ -110,6 +110,7 @@ class Report:
             "gains": [{"metric": one.metric, "best": one.best, **asdict(one.difference)} for one in numbers.gains],
             "contributions": {name: _differences_json(changes) for name, changes in numbers.contributions.items()},
             "buckets": {name: _bucket_json(bucket) for name, bucket in numbers.buckets.items()},
+            "among_cold": None if numbers.among_cold is None else _bucket_json(numbers.among_cold),
             "short_histories": {name: _bucket_json(bucket) for name, bucket in numbers.short.items()},
             "channels": self.channels,
             "left_out": self.left_out,
@@ -244,6 +245,7 @@ def _numbers_from(values: Mapping[str, Any]) -> Evaluation:
         short={name: _bucket_from(bucket) for name, bucket in values["short_histories"].items()},
         refit=None if values["refit"] is None else _rankings_from(values["refit"]),
         refit_gain=_differences_from(values["refit_gain"]),
+        among_cold=None if values["among_cold"] is None else _bucket_from(values["among_cold"]),
     )
 
 

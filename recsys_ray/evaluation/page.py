@@ -14,6 +14,7 @@ from recsys_ray.evaluation.replay import FUSED
 from recsys_ray.evaluation.sections import (
     cell,
     channel_section,
+    cold_section,
     contribution_section,
     number,
     ranking_order,
@@ -76,6 +77,7 @@ def render(report: Report, details: Details) -> str:
         contribution=contribution_section(report),
         contribution_plots=list(_contribution_plots(report, colours)),
         bucket_plots=list(_bucket_plots(report, colours)),
+        cold=cold_section(report),
         short=list(short_sections(report)),
         refit=refit_section(report),
         tuned=channel_section(report),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from recsys_ray.core.arrays import IntArray
+from recsys_ray.core.arrays import BoolArray, IntArray
 from recsys_ray.data.dataset import Targets
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.query import Queries
@@ -25,6 +25,7 @@ class Questions:
         train_counts: (N,) events of each item that was fitted on.
         user_tokens: (U, T) attribute tokens of all users; None when users have none.
         without: Channel to the fusion of all others, for fused lists that leave one channel out.
+        allowed: (N,) the items that may come back; None allows all.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Questions:
     train_counts: IntArray
     user_tokens: IntArray | None = None
     without: Mapping[str, Fusion] = field(default_factory=dict)
+    allowed: BoolArray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -45,7 +47,11 @@ class Questions:
         """As channels read them."""
         targets, tokens = self.targets, self.user_tokens if self.know_attributes else None
         return Queries(
-            targets.history, targets.exclude, (None,) * len(targets), None if tokens is None else tokens[targets.users]
+            targets.history,
+            targets.exclude,
+            (None,) * len(targets),
+            None if tokens is None else tokens[targets.users],
+            allowed=self.allowed,
         )
 
     def take(self, rows: IntArray) -> "Questions":
@@ -69,6 +75,13 @@ class Questions:
         if count is None or len(self) <= count:
             return self
         return self.take(np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False)))
+
+    def among_cold(self) -> "Questions":
+        """The questions that look for an item without any training event, asked among such items alone."""
+        cold, items = self.train_counts == 0, self.targets.items
+        sought = items.where(cold[items.values])
+        asked = replace(self, label="test, cold items alone", without={}, allowed=cold)
+        return replace(asked, targets=replace(self.targets, items=sought)).take(np.flatnonzero(sought.lengths))
 
     def last(self, count: int) -> "Questions":
         """The same users, of whom only the last `count` events are known.

@@ -8,6 +8,7 @@ from recsys_ray.evaluation.questions import ATTRIBUTES, WHOLE
 from recsys_ray.evaluation.replay import FUSED
 from recsys_ray.evaluation.summary import CHANGES, NOVELTY, Bucket, Difference, Scores
 
+COLD_METRICS = ("recall@10", "ndcg@10", "recall@20", "recall@100")
 SHORT_METRICS = ("recall@10", "recall@100")
 _KNOWN = {
     "0": "nothing",
@@ -20,8 +21,26 @@ _KNOWN = {
 
 def sections(report: Report) -> list[Section]:
     """What the report has beside its metrics and popularity buckets, in the order it should be read."""
-    found = [contribution_section(report), *short_sections(report), refit_section(report), *report.sections]
+    own = [cold_section(report), contribution_section(report), *short_sections(report), refit_section(report)]
+    found = [*own, *report.sections]
     return [section for section in found if section is not None]
+
+
+def cold_section(report: Report) -> Section | None:
+    """How well new items are told apart; None where no test question looks for one."""
+    cold = report.numbers.among_cold
+    if cold is None:
+        return None
+    return Section(
+        "Cold items among themselves",
+        f"{cold.n:,} hidden items without any training event, found when only such items are ranked: what an arrivals "
+        "shelf would show. In the table by popularity they compete with the whole catalogue.",
+        ("source", *COLD_METRICS),
+        tuple(
+            (name, *(_value(cold, name, metric) for metric in COLD_METRICS))
+            for name in ranking_order(report.numbers.metrics)
+        ),
+    )
 
 
 def contribution_section(report: Report) -> Section | None:

@@ -84,6 +84,7 @@ class Replays:
         sample: A sample of the test questions, with the fused lists that leave one channel out; None without.
         short: The same sample with a short history, see `Questions.short`.
         refit: Every test question, ranked by what was also fitted on validation; None without.
+        cold: The test questions for items without a training event, among such items alone; None without.
     """
 
     test: Replay
@@ -91,6 +92,7 @@ class Replays:
     sample: Replay | None = None
     short: dict[str, Replay] = field(default_factory=dict)
     refit: Replay | None = None
+    cold: Replay | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Evaluation:
         short: What is known of the user ("0", "attributes", "1", "2", "all") to metrics; on the sample.
         refit: Ranking to metrics on test after the second fit; None without.
         refit_gain: Metric to how far the second fit's fused list is ahead.
+        among_cold: The metrics on test of items without a training event, when only such items are ranked; None where
+            none is sought.
     """
 
     num_queries: int
@@ -120,6 +124,7 @@ class Evaluation:
     short: dict[str, Bucket] = field(default_factory=dict)
     refit: dict[str, Scores] | None = None
     refit_gain: dict[str, Difference] = field(default_factory=dict)
+    among_cold: Bucket | None = None
 
 
 @dataclass(frozen=True)
@@ -132,17 +137,19 @@ class FoldQuestions:
 
 
 def replay_folds(rankers: Iterable[Ranker], folds: Sequence[FoldQuestions]) -> Replays:
-    """Rank test, validation and the sample of every fold, and pool them.
+    """Rank test, its cold items apart, validation and the sample of every fold, and pool them.
 
     Args:
         rankers: One a fold, by what was fitted on its training events; each is let go before the next is taken.
         folds: In the same order.
     """
-    test, validation, sample = [], [], []
+    test, validation, sample, cold = [], [], [], []
     short: dict[str, list[Replay]] = {}
     for rank, fold in zip(rankers, folds, strict=True):
         test.append(rank(fold.test))
         validation.append(rank(fold.validation))
+        if len(new := fold.test.among_cold()):
+            cold.append(rank(new))
         if fold.sample is not None:
             sample.append(rank(fold.sample))
             for known, questions in fold.sample.short().items():
@@ -152,6 +159,7 @@ def replay_folds(rankers: Iterable[Ranker], folds: Sequence[FoldQuestions]) -> R
         pool(validation),
         pool(sample) if sample else None,
         {known: pool(parts) for known, parts in short.items()},
+        cold=pool(cold) if cold else None,
     )
 
 
@@ -174,6 +182,7 @@ def summarise(replays: Replays, config: EvaluationConfig) -> Evaluation:
         short=_short_scores(replays, config),
         refit=None if replays.refit is None else scores_of(replays.refit, config),
         refit_gain={} if replays.refit is None else _refit_gain(test, replays.refit, config),
+        among_cold=None if replays.cold is None else _bucket(replays.cold, config),
     )
 
 

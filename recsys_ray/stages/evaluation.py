@@ -33,8 +33,8 @@ from recsys_ray.stages.fusion import load_without, parents_of
 from recsys_ray.stages.towers import RECORDS_FILE
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 2
-_SCORES_WORTH_RAY = 20_000_000_000  # about two minutes of one core; a cluster and its workers take some ten seconds
+VERSION = 3
+_SCORES_WORTH_RAY = 10_000_000_000  # about two minutes of one core; a cluster and its workers take some fifteen seconds
 
 
 def evaluate(

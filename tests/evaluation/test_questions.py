@@ -42,3 +42,17 @@ def test_attributes_alone_are_asked_beside_nothing_at_all(make_questions):
     assert list(short) == ["0", ATTRIBUTES, "1", "2"]
     assert [part.know_attributes for part in short.values()] == [False, True, True, True]
     assert short[ATTRIBUTES].targets.history.lengths.max() == 0
+
+
+def test_cold_targets_are_sought_among_the_cold_items_alone(make_questions):
+    counts = np.array([0, 3, 0, 1, 2, 0, 1, 1, 1, 1])
+    asked = make_questions(3, 20, 10, counts)
+    new = asked.among_cold()
+    sought = [[int(item) for item in asked.targets.items[row] if counts[item] == 0] for row in range(20)]
+    rows = [row for row in range(20) if sought[row]]
+    assert [new.targets.items[place].tolist() for place in range(len(new))] == [sought[row] for row in rows]
+    assert [new.targets.history[place].tolist() for place in range(len(new))] == [
+        asked.targets.history[row].tolist() for row in rows
+    ]
+    assert new.queries().allowed.tolist() == (counts == 0).tolist()
+    assert len(make_questions(3, 20, 10).among_cold()) == 0

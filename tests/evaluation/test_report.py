@@ -139,8 +139,8 @@ def test_json_has_the_documented_shape(report, details, tmp_path):
     values = json.loads((tmp_path / REPORT_JSON).read_text(), parse_constant=no_constant)
     assert list(values) == [
         *("dataset", "users", "items", "protocol", "seed", "warnings", "queries"),
-        *("metrics", "refit", "refit_gain", "validation", "gains", "contributions", "buckets", "short_histories"),
-        *("channels", "left_out", "index", "sections", "seconds"),
+        *("metrics", "refit", "refit_gain", "validation", "gains", "contributions", "buckets"),
+        *("among_cold", "short_histories", "channels", "left_out", "index", "sections", "seconds"),
     ]
     for part in (values["metrics"], values["validation"], values["refit"], values["buckets"]["head"]):
         assert part[FUSED].keys() == {*METRICS, *LIST_METRICS, "ci95"}
@@ -155,6 +155,7 @@ def test_json_has_the_documented_shape(report, details, tmp_path):
     assert values["left_out"] == {"third": "nobody has a picture"}
     assert values["channels"]["first"]["decay"] == 0.8
     assert values["buckets"]["head"]["n"] > 0
+    assert values["among_cold"]["n"] == values["buckets"]["cold"]["n"] > 0
     assert list(values["buckets"])[:4] == ["head", "mid", "tail", "cold"]
     assert values["index"]["recall@100"] == 0.995
     assert values["index"]["queries_per_s"] == 2000.0

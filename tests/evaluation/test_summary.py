@@ -6,7 +6,7 @@ import pytest
 
 from recsys_ray.core.errors import DataError
 from recsys_ray.evaluation.questions import WHOLE
-from recsys_ray.evaluation.replay import FUSED, Replay, replay, without
+from recsys_ray.evaluation.replay import BUCKETS, FUSED, Replay, replay, without
 from recsys_ray.evaluation.settings import EvaluationConfig
 from recsys_ray.evaluation.summary import (
     CHANGES,
@@ -110,6 +110,24 @@ def test_folds_are_pooled_and_parts_kept_apart(make_retriever, make_questions):
     assert all(bucket.scores.keys() == result.metrics.keys() for bucket in result.short.values())
     assert result.short["0"].scores["first"].values["recall@100"] == 0  # it answers to a history
     assert result.refit is None
+
+
+def test_cold_targets_are_also_ranked_among_cold_items(make_retriever, make_questions):
+    counts = np.where(np.arange(30) < 20, 1, 0)
+    asked = make_questions(5, 40, 30, counts)
+    rank = partial(replay, make_retriever(5, 30), config=CONFIG)
+    done = replay_folds([rank], [FoldQuestions(asked, asked)])
+    assert (done.test.buckets[done.test.items >= 20] == BUCKETS.index("cold")).all()
+    assert done.cold.items.tolist() == done.test.items[done.test.items >= 20].tolist()
+    for name, ranks in done.cold.ranks.items():
+        assert (ranks <= done.test.ranks[name][done.test.items >= 20]).all()
+        assert ranks[np.isfinite(ranks)].max() < 10
+        shown = done.cold.shown[name]
+        assert shown[shown >= 0].min() >= 20
+    summary = summarise(done, CONFIG)
+    assert summary.among_cold.n == summary.buckets["cold"].n > 0
+    warm = make_questions(5, 40, 30)
+    assert summarise(replay_folds([rank], [FoldQuestions(warm, warm)]), CONFIG).among_cold is None
 
 
 def test_refit_stands_beside_strict():
