@@ -35,7 +35,7 @@ class EvaluationConfig(Config):
     head_share: float = Field(0.5, gt=0, lt=1)
     tail_share: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(0, ge=0)
-    block_bytes: int = execution(128 * 1024**2, ge=1)
+    block_bytes: int = execution(64 * 1024**2, ge=1)
     shards: int | None = execution(None, ge=1)
 
     @model_validator(mode="after")
