@@ -95,7 +95,7 @@ def tune_channel(
         return fit_channel(name, start, data), {}
     pairs = _sample(data.validation, settings)
     search = _Search(name, config, data, settings, pairs, tell)
-    best = search.run(search.judge(start, fit_channel(name, start, data)))
+    best = search.run(search.judge(fit_channel(name, start, data)))
     return best.channel, {"tuning": search.facts(best)}
 
 
@@ -135,13 +135,14 @@ class _Search:
         self._report(best)
         return best
 
-    def judge(self, config: ChannelConfig, channel: Channel) -> Trial:
-        """A trial of a fitted channel."""
+    def judge(self, channel: Channel) -> Trial:
+        """A trial of a fitted channel. Its own settings count: fitting may have settled what was left to the data."""
         if channel.reads == frozenset({"vectors"}):
             setting = f"channels.{self.name}.search"
             raise ConfigError(
                 setting, dict(self.config.search), "{}", "Its questions are vectors; nothing is searched."
             )
+        config: ChannelConfig = cast(Any, channel).config
         trial = Trial(config, channel, _measure(channel, self.pairs, self.data.events.num_items))
         self.known[config.model_dump_json()] = trial.value
         return trial
@@ -163,17 +164,24 @@ class _Search:
         """The best trial when one setting changes and the others stay."""
         origin = best
         self.tried[setting] = {**self.tried.get(setting, {}), _get(origin, setting): origin.value}
-        for value in values:
-            config = _with(origin.config, setting, value)
-            key = config.model_dump_json()
+        for config in self._variants(origin.config, setting, values):
+            key, value = config.model_dump_json(), getattr(config, setting)
             if key not in self.known:
                 if self._must_stop():
                     return best
-                trial = self.judge(config, self._fitted(setting, config, origin))
+                trial = self.judge(self._fitted(setting, config, origin))
                 best = trial if trial.value > best.value else best
                 self._say_now_and_then(best)
             self.tried[setting][value] = self.known[key]
         return best
+
+    def _variants(self, config: ChannelConfig, setting: str, values: tuple[_Value, ...]) -> Iterator[ChannelConfig]:
+        """The settings with another value of one of them; not those that the others do not allow."""
+        for value in values:
+            try:
+                yield _with(config, setting, value)
+            except ConfigError:
+                continue
 
     def _fitted(self, setting: str, config: ChannelConfig, origin: Trial) -> Channel:
         """Fitted anew only where fitting reads the setting."""
@@ -218,7 +226,7 @@ def _with(config: ChannelConfig, setting: str, value: Any) -> ChannelConfig:
 
 
 def _replaced(channel: Channel, config: ChannelConfig) -> Channel:
-    """The same fitted values under other settings: every channel is a dataclass with a field `config`."""
+    """The same fitted values under other settings: all channels are dataclasses with a field `config`."""
     return cast(Channel, dataclasses.replace(cast(Any, channel), config=config))
 
 

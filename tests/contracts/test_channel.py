@@ -63,7 +63,7 @@ CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "co_visitation": (CoVisitationConfig(), EXACT),
     "co_visitation, pruned": (CoVisitationConfig(neighbours=5, decay=1.0, history=3), EXACT),
     "content, TF-IDF": (ContentConfig(), EXACT),
-    "content, mix chosen": (ContentConfig(space="text"), EXACT),
+    "content, words and vectors for texts": (ContentConfig(space="text"), EXACT),
     "content, half neural": (ContentConfig(space="text", mix=0.5), EXACT),
     "matrix_factorisation": (MatrixFactorisationConfig(dim=8, iterations=3), EXACT),
     "item_knn": (ItemKnnConfig(), EXACT),

@@ -67,7 +67,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "co_visitation": Kind(co_visitation.fit, co_visitation.load, AT_QUERY),
-    "content": Kind(content.fit, content.load),
+    "content": Kind(content.fit, content.load, content.AT_QUERY),
     "item_knn": Kind(item_knn.fit, item_knn.load, AT_QUERY, cost=5.0),
     "matrix_factorisation": Kind(matrix_factorisation.fit, matrix_factorisation.load, folded.AT_QUERY, cost=20.0),
     "nearest": Kind(nearest.fit, nearest.load),

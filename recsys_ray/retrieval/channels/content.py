@@ -1,32 +1,33 @@
 """Content: items whose texts and attributes are like those of the history, or like a free text.
 
-TF-IDF and the frozen vectors of a neural backbone, alone or mixed; how much of each is chosen on validation.
+TF-IDF and the frozen vectors of a neural backbone, alone or mixed, and how well an item is known.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from recsys_ray.core import metrics
-from recsys_ray.core.arrays import FloatArray, Ragged
+from recsys_ray.core.arrays import BoolArray, FloatArray, Ragged
 from recsys_ray.core.config import override
-from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.errors import ArtifactError
 from recsys_ray.index.exact import load_vectors, save_vectors
-from recsys_ray.retrieval.candidates import Candidates, concatenate, top_k
+from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
 from recsys_ray.retrieval.channels.files import read_header, write_header
-from recsys_ray.retrieval.channels.fit_data import FitData, ValidationPairs
-from recsys_ray.retrieval.channels.settings import ChannelSettings
-from recsys_ray.retrieval.channels.table import SparseRows, decayed, evidence, in_blocks
+from recsys_ray.retrieval.channels.fit_data import FitData
+from recsys_ray.retrieval.channels.settings import ChannelSettings, Search
+from recsys_ray.retrieval.channels.table import SparseRows, best_in_blocks, decayed, evidence, in_blocks
 from recsys_ray.retrieval.channels.tfidf import TfIdf, vectorise
 from recsys_ray.retrieval.query import Queries
 
-_MIXES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_MAX_PAIRS = 2000
-_TFIDF, _NEURAL = "tfidf", "neural"
+AT_QUERY = frozenset({"decay", "history", "popularity", "mix", "text_mix"})
+"""Settings that the vectors do not depend on."""
+
+_TFIDF, _NEURAL, _COUNTS_FILE = "tfidf", "neural", "counts.npy"
 _AUTO, _TEXT = "auto", "text"
 
 
@@ -37,22 +38,32 @@ class ContentConfig(ChannelSettings):
         kind: Which channel this is.
         decay: What a step further back in the history counts, as a factor a step.
         history: The last so many items of a history are read.
+        popularity: An item's likeness to a history is multiplied by (1 + its events) to this power; of two items that
+            are as like, the better known one comes first.
         attribute_words: Whether the words of categorical values count as words of the text too.
         max_share: Words that more than this share of the items have are left out.
         space: Frozen vectors beside TF-IDF: "text", "image", … of the run; "auto" takes the text's where there are
-            any and a validation (or `mix`) says how much of them; null for TF-IDF alone.
-        mix: Share of the frozen vectors, 0 … 1; null chooses on validation.
+            any; null for TF-IDF alone.
+        mix: Share of the frozen vectors, 0 … 1.
         text_mix: The same for a question by text alone, which validation says nothing about.
     """
 
     kind: Literal["content"] = "content"
     decay: float = Field(0.8, gt=0, le=1)
     history: int = Field(50, ge=1)
+    popularity: float = Field(0.2, ge=0, le=2)
     attribute_words: bool = True
     max_share: float = Field(0.5, gt=0, le=1)
     space: str | None = "auto"
-    mix: float | None = Field(None, ge=0, le=1)
+    mix: float = Field(0.0, ge=0, le=1)
     text_mix: float = Field(0.7, ge=0, le=1)
+    search: Search = Field(
+        default_factory=lambda: {
+            "popularity": (0.0, 0.1, 0.2, 0.3, 0.5),
+            "decay": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+            "mix": (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+        }
+    )
 
     @model_validator(mode="after")
     def _mix_needs_space(self) -> Self:
@@ -80,53 +91,72 @@ class ContentChannel:
 
     Attributes:
         name: See `Channel`.
-        config: Its settings, with the mix that was chosen.
+        config: Its settings.
         tfidf: The catalogue's TF-IDF vectors.
+        counts: (N,) float32 events of each item.
         neural: The frozen vectors, None without.
     """
 
     name: str
     config: ContentConfig
     tfidf: TfIdf
+    counts: FloatArray
     neural: Neural | None
-
-    @property
-    def mix(self) -> float:
-        """Share of the neural part, as set or as chosen."""
-        return self.config.mix or 0.0
 
     @property
     def reads(self) -> Reads:
         """The history and free text."""
         return frozenset({"history", "text"})
 
+    @cached_property
+    def prior(self) -> FloatArray:
+        """(N,) what an item's likeness to a history is multiplied by."""
+        return (1 + self.counts) ** np.float32(self.config.popularity)
+
     def scores(self, queries: Queries) -> FloatArray:
         """See `Channel.scores`."""
-        if not self._mixes(queries).any():
-            return evidence(queries, self.tfidf.postings.scores(self._terms(queries)))
-        num_items, everything = self.tfidf.num_items, np.arange(len(queries))
-        mixed = in_blocks(len(queries), num_items, lambda a, b: self._mixed(queries.take(everything[a:b])))
-        return evidence(queries, mixed)
+        everything = np.arange(len(queries))
+        likeness = in_blocks(
+            len(queries), self.tfidf.num_items, lambda start, stop: self._likeness(queries.take(everything[start:stop]))
+        )
+        return evidence(queries, likeness)
 
     def retrieve(self, queries: Queries, k: int) -> Candidates:
         """See `Channel.retrieve`."""
-        if not self._mixes(queries).any():
-            return self.tfidf.postings.best(self._terms(queries), queries, k)
-        size = max(1, 4_000_000 // max(self.tfidf.num_items, 1))
-        starts = range(0, len(queries), size)
-        blocks = [queries.take(np.arange(start, min(start + size, len(queries)))) for start in starts]
-        parts = [top_k(self.scores(block), k) for block in blocks]
-        return concatenate(parts) if parts else Candidates.empty(0, k)
+        if len(queries) == 1 and not self._mixes(queries).any():
+            prior = self.prior if _has_history(queries).any() else None
+            return self.tfidf.postings.best_of_one(self._terms(queries), queries, k, prior)
+        everything = np.arange(len(queries))
+        return best_in_blocks(
+            len(queries), self.tfidf.num_items, k, lambda start, stop: self.scores(queries.take(everything[start:stop]))
+        )
 
     def save(self, directory: Path) -> None:
         """See `Channel.save`."""
-        facts: dict[str, Any] = {"mix": self.mix, "space_id": None if self.neural is None else self.neural.space_id}
-        write_header(directory, self.name, self.config, facts)
+        write_header(directory, self.name, self.config, {"space_id": self.neural and self.neural.space_id})
+        np.save(directory / _COUNTS_FILE, self.counts)
         (directory / _TFIDF).mkdir()
         self.tfidf.save(directory / _TFIDF)
         if self.neural is not None:
             (directory / _NEURAL).mkdir()
             save_vectors(directory / _NEURAL, self.neural.vectors)
+
+    def _likeness(self, queries: Queries) -> FloatArray:
+        """(B, N) TF-IDF; where frozen vectors have a share, both parts, each divided by its largest score."""
+        mix, likeness = self._mixes(queries), self.tfidf.postings.scores(self._terms(queries))
+        if mix.any():
+            mixed = (1 - mix) * _scaled(likeness) + mix * _scaled(self._neural_scores(queries))
+            likeness = np.where(mix > 0, mixed, likeness)
+        likeness[_has_history(queries)] *= self.prior
+        return likeness
+
+    def _mixes(self, queries: Queries) -> FloatArray:
+        """(B, 1) share of the frozen vectors in each question's scores."""
+        mixes = np.full((len(queries), 1), 0.0 if self.neural is None else self.config.mix, np.float32)
+        if self.neural is not None and self.neural.space_id in queries.vectors:
+            by_text = np.array([bool(text) for text in queries.texts], bool)
+            mixes[by_text & ~_has_history(queries)] = self.config.text_mix
+        return mixes
 
     def _steps(self, queries: Queries) -> SparseRows:
         return decayed(queries.history, self.config.decay, self.config.history)
@@ -137,20 +167,6 @@ class ContentChannel:
         if not any(queries.texts):
             return history
         return _joined(history, self.tfidf.of_texts(queries.texts))
-
-    def _mixes(self, queries: Queries) -> FloatArray:
-        """(B, 1) share of the frozen vectors in each question's scores."""
-        mixes = np.full((len(queries), 1), 0.0 if self.neural is None else self.mix, np.float32)
-        if self.neural is not None and self.neural.space_id in queries.vectors:
-            by_text = np.array([bool(text) for text in queries.texts], bool)
-            mixes[by_text & (queries.history.lengths == 0)] = self.config.text_mix
-        return mixes
-
-    def _mixed(self, queries: Queries) -> FloatArray:
-        """(B, N) both parts, each divided by its largest score, in the ratio 1 - mix to mix."""
-        mix = self._mixes(queries)
-        terms = _scaled(self.tfidf.postings.scores(self._terms(queries)))
-        return (1 - mix) * terms + mix * _scaled(self._neural_scores(queries))
 
     def _neural_scores(self, queries: Queries) -> FloatArray:
         """(B, N) cosines with the decayed sum of the history's vectors, and with the text's where it was encoded."""
@@ -167,64 +183,42 @@ class ContentChannel:
 
 
 def fit(name: str, config: ContentConfig, data: FitData) -> ContentChannel:
-    """Build the vectors and choose the mix.
+    """Build the vectors.
 
     Raises:
-        ConfigError: When the run has no such space, or the mix is to be chosen and there is no validation.
+        ConfigError: When the run has no such space.
     """
     tfidf = vectorise(data.items, data.fields, config.attribute_words, config.max_share)
-    config = _with_space(config, data)
+    counts = data.events.item_counts().astype(np.float32)
+    if config.space == _AUTO:
+        config = override(config, {"space": _TEXT if _TEXT in data.spaces or config.mix else None})
     if config.space is None:
-        return ContentChannel(name, config, tfidf, None)
+        return ContentChannel(name, config, tfidf, counts, None)
     space = data.space(f"channels.{name}.space", config.space)
-    channel = ContentChannel(name, config, tfidf, Neural(space.id, space.vectors))
-    if config.mix is not None:
-        return channel
-    if data.validation is None or len(data.validation.items) == 0:
-        raise ConfigError(f"channels.{name}.mix", None, "0 … 1", "There are no validation pairs to choose it on.")
-    return replace(channel, config=override(config, {"mix": _choose_mix(channel, data.validation)}))
+    return ContentChannel(name, config, tfidf, counts, Neural(space.id, space.vectors))
 
 
 def load(directory: Path) -> ContentChannel:
-    """Read what `save` wrote."""
+    """Read what `save` wrote.
+
+    Raises:
+        ArtifactError: When a file is missing or cannot be read.
+    """
     header = read_header(directory)
+    try:
+        counts = np.load(directory / _COUNTS_FILE, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{directory / _COUNTS_FILE} cannot be read: {error}") from None
     space_id = header.facts["space_id"]
     neural = None if space_id is None else Neural(space_id, load_vectors(directory / _NEURAL))
     tfidf = TfIdf.load(directory / _TFIDF)
-    return ContentChannel(header.name, ContentConfig.parse(header.config), tfidf, neural)
+    return ContentChannel(header.name, ContentConfig.parse(header.config), tfidf, counts, neural)
 
 
-def _with_space(config: ContentConfig, data: FitData) -> ContentConfig:
-    """The settings with "auto" decided."""
-    if config.space != _AUTO:
-        return config
-    decidable = config.mix is not None or (data.validation is not None and len(data.validation.items) > 0)
-    return override(config, {"space": _TEXT if _TEXT in data.spaces and decidable else None})
-
-
-def _choose_mix(channel: ContentChannel, pairs: ValidationPairs) -> float:
-    """The mix with the best mean of recall@10, ndcg@10 and recall@100; of equal ones the smallest."""
-    if len(pairs.items) > _MAX_PAIRS:
-        pairs = pairs.take(np.linspace(0, len(pairs.items) - 1, _MAX_PAIRS).astype(np.int64))
-    ranks: list[list[metrics.RankArray]] = [[] for _ in _MIXES]
-    queries = pairs.queries()
-    size = max(1, 2_000_000 // max(channel.tfidf.num_items, 1))
-    for start in range(0, len(queries), size):
-        rows = np.arange(start, min(start + size, len(queries)))
-        block, items = queries.take(rows), pairs.items.take(rows)
-        terms = _scaled(channel.tfidf.postings.scores(channel._terms(block)))
-        neural = _scaled(channel._neural_scores(block))
-        for place, mix in enumerate(_MIXES):
-            scores = evidence(block, (1 - mix) * terms + mix * neural)
-            ranks[place].append(metrics.mean_ranks(scores[items.row_of_value], items.values))
-    owner, count = pairs.items.row_of_value, len(queries)
-    values = [_quality(np.concatenate(parts), owner, count) for parts in ranks]
-    return _MIXES[int(np.argmax(values))]
-
-
-def _quality(ranks: metrics.RankArray, owner: Any, count: int) -> float:
-    wanted = ("recall@10", "ndcg@10", "recall@100")
-    return float(np.mean([metrics.METRICS[name](ranks, owner, count).mean() for name in wanted]))
+def _has_history(queries: Queries) -> BoolArray:
+    """(B,) which questions are asked by a history, not by a text alone."""
+    has: BoolArray = queries.history.lengths > 0
+    return has
 
 
 def _scaled(scores: FloatArray) -> FloatArray:

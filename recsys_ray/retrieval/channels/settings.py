@@ -32,6 +32,9 @@ class ChannelSettings(Config):
                 try:
                     type(self).model_validate({**values, name: value})
                 except ValidationError as error:
-                    reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-                    raise ValueError(f"allowed values in the search over {name}; {value!r} is not: {reason}") from None
+                    # What a value needs beside it may be found by then: the search leaves out what does not fit.
+                    own = [one["msg"] for one in error.errors(include_url=False) if one["loc"]]
+                    if own:
+                        allowed = f"allowed values in the search over {name}"
+                        raise ValueError(f"{allowed}; {value!r} is not: {own[0]}") from None
         return self

@@ -117,15 +117,15 @@ class Table:
     def best(self, rows: SparseRows, queries: Queries, k: int) -> Candidates:
         """The k best columns of each query that have a positive score and may come back."""
         if len(queries) == 1:
-            return self._best_of_one(rows, queries, k)
-        parts = []
-        for start, stop in _blocks(len(queries), self.num_columns):
-            block = queries.take(np.arange(start, stop))
-            parts.append(top_k(evidence(block, self.scores(rows.slice(start, stop))), k))
-        return concatenate(parts) if parts else Candidates.empty(0, k)
+            return self.best_of_one(rows, queries, k)
 
-    def _best_of_one(self, rows: SparseRows, queries: Queries, k: int) -> Candidates:
-        """The same for one query, looking only at the columns that were touched."""
+        def score(start: int, stop: int) -> FloatArray:
+            return evidence(queries.take(np.arange(start, stop)), self.scores(rows.slice(start, stop)))
+
+        return best_in_blocks(len(queries), self.num_columns, k, score)
+
+    def best_of_one(self, rows: SparseRows, queries: Queries, k: int, factors: FloatArray | None = None) -> Candidates:
+        """The same for one query, looking only at the columns that were touched; (N,) factors multiply the scores."""
         columns, values = self._entries(rows)
         if len(columns) * 8 < self.num_columns:
             touched, inverse = np.unique(columns, return_inverse=True)
@@ -134,6 +134,8 @@ class Table:
             dense = np.bincount(columns, values, minlength=self.num_columns).astype(np.float32)
             touched = np.flatnonzero(dense > 0)
             scores = dense[touched]
+        if factors is not None:
+            scores = scores * factors[touched]
         legal = (scores > 0) & may_come_back(touched, queries)
         touched, scores = touched[legal], scores[legal]
         found = top_k(scores[None, :], k)
@@ -210,6 +212,12 @@ def in_blocks(num_queries: int, num_items: int, score: Callable[[int, int], Floa
     for start, stop in _blocks(num_queries, num_items):
         result[start:stop] = score(start, stop)
     return result
+
+
+def best_in_blocks(num_queries: int, num_items: int, k: int, score: Callable[[int, int], FloatArray]) -> Candidates:
+    """The k best of each query's row of `score(start, stop)`, computed a block of queries at a time."""
+    parts = [top_k(score(start, stop), k) for start, stop in _blocks(num_queries, num_items)]
+    return concatenate(parts) if parts else Candidates.empty(0, k)
 
 
 def _blocks(num_queries: int, num_items: int) -> Iterator[tuple[int, int]]:

@@ -5,11 +5,13 @@ import pyarrow as pa
 import pytest
 
 from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
+from recsys_ray.retrieval.channel_tuning import ChannelTuningConfig, tune_channel
 from recsys_ray.retrieval.channels import content
-from recsys_ray.retrieval.channels.content import ContentConfig
+from recsys_ray.retrieval.channels.content import ContentChannel, ContentConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
 from recsys_ray.retrieval.query import Queries
 
@@ -32,18 +34,43 @@ def make_data(words_help: bool, vectors_help: bool) -> FitData:
     return FitData(events, items, Fields(), {"text": Space("frozen", vectors, vectors[:4])}, pairs)
 
 
+def tuned(data: FitData) -> ContentChannel:
+    config = ContentConfig(space="text", max_share=1.0)
+    channel, _ = tune_channel("content", config, data, ChannelTuningConfig(), lambda _: None)
+    assert isinstance(channel, ContentChannel)
+    return channel
+
+
 def test_validation_chooses_words_where_they_say_more() -> None:
-    channel = content.fit("content", ContentConfig(space="text", max_share=1.0), make_data(True, False))
-    assert channel.mix < 0.5
-    # The settings hold what was chosen, so that a second fit needs no validation.
-    assert channel.config.mix == channel.mix
+    assert tuned(make_data(True, False)).config.mix < 0.5
 
 
 def test_validation_chooses_vectors_where_they_say_more() -> None:
-    channel = content.fit("content", ContentConfig(space="text", max_share=1.0), make_data(False, True))
-    assert channel.mix > 0.5
+    channel = tuned(make_data(False, True))
+    assert channel.config.mix > 0.5
     found = channel.retrieve(Queries.of_histories(Ragged.of([[4], [7]])), 1).rows
     assert found.tolist() == [[5], [6]]
+
+
+def test_where_the_run_has_no_vectors_only_words_are_searched() -> None:
+    data = replace(make_data(True, False), spaces={})
+    channel, facts = tune_channel("content", ContentConfig(), data, ChannelTuningConfig(), lambda _: None)
+    assert (channel.config.space, channel.neural) == (None, None)
+    assert [one["value"] for one in facts["tuning"]["tried"]["mix"]] == [0.0]
+
+
+def test_of_items_as_like_the_better_known_comes_first() -> None:
+    data = make_data(True, False)
+    events = Events(np.array([0, 3, 4]), np.array([1, 1, 3, 3]), np.arange(4), np.ones(4, np.float32), N)
+    channel = content.fit("c", ContentConfig(space=None, max_share=1.0, popularity=0.5), replace(data, events=events))
+    plain = replace(channel, config=override(channel.config, {"popularity": 0.0}))
+    queries = Queries.of_histories(Ragged.of([[0, 2], [4]]), Ragged.empty(2))
+    expected = np.array(plain.scores(queries))
+    expected[:, 1] *= np.sqrt(3)
+    expected[:, 3] *= np.sqrt(3)
+    np.testing.assert_allclose(channel.scores(queries), expected, rtol=1e-6)
+    asked = Queries.of_texts(("w0 w1",))
+    np.testing.assert_array_equal(channel.scores(asked), plain.scores(asked))
 
 
 def test_a_vector_of_the_text_counts_beside_the_history() -> None:
@@ -51,14 +78,6 @@ def test_a_vector_of_the_text_counts_beside_the_history() -> None:
     channel = content.fit("content", ContentConfig(space="text", mix=1.0), data)
     queries = Queries.of_texts(("unknown",)).with_vectors({"frozen": data.spaces["text"].vectors[8:9]})
     assert set(channel.retrieve(queries, 2).rows[0].tolist()) == {8, 9}
-
-
-def test_the_mix_needs_validation_or_a_setting() -> None:
-    data = make_data(True, True)
-    nothing = FitData(data.events, data.items, data.fields, data.spaces)
-    with pytest.raises(ConfigError, match=r"channels\.c\.mix.*no validation pairs"):
-        content.fit("c", ContentConfig(space="text"), nothing)
-    assert content.fit("c", ContentConfig(space="text", mix=0.3), nothing).mix == 0.3
 
 
 def test_a_space_that_the_run_lacks_is_named() -> None:
