@@ -17,6 +17,7 @@ from recsys_ray.config import RunConfig, dump_config
 from recsys_ray.core.config import override
 from recsys_ray.core.errors import ArtifactError, ConfigError, DataError
 from recsys_ray.data.synthetic import make_synthetic
+from recsys_ray.evaluation.ranks import RANKS_FILE, Ranks
 from recsys_ray.pipeline import run
 from recsys_ray.presets import PRESETS
 
@@ -111,15 +112,15 @@ def test_the_seed_of_the_validation_sample_chooses_the_fusion_anew(result, confi
     before = set(artifacts(Path(config.storage)))
     run(override(config, {"evaluation.seed": 9}), until="evaluate")
     new = {path.split("/")[1] for path in set(artifacts(Path(config.storage))) - before}
-    assert new == {"fusion", "report"}
+    assert new == {"fusion", "modalities", "report"}
 
 
 def test_a_fitted_channel_that_was_changed_is_refused(config, tmp_path):
     changed = override(config, {"storage": str(tmp_path), "channels": {"popularity": {"kind": "popularity"}}})
     run(changed, until="fit")
-    file = next(tmp_path.glob("artifacts/channel/*/counts.npy"))
+    file = next(tmp_path.glob("artifacts/channel/*/scores.npy"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(ArtifactError, match=r"counts\.npy.*does not hash"):
+    with pytest.raises(ArtifactError, match=r"scores\.npy.*does not hash"):
         run(changed, until="evaluate")
 
 
@@ -136,6 +137,33 @@ def test_strict_release_serves_what_was_measured(result, config):
     new = {path.split("/")[1] for path in set(artifacts(Path(config.storage))) - before}
     assert new == {"release"}
     assert strict.require_release().summary["fitted_on"] == "fold 1"
+
+
+def test_a_refit_stands_beside_the_strict_fit_and_is_what_is_published(result, config):
+    before = set(artifacts(Path(config.storage)))
+    refit = run(override(config, {"evaluation.refit": True, "publish.fit_on": "refit"}))
+    report = refit.require_report()
+    assert report["metrics"] == result.require_report()["metrics"]
+    assert result.require_report()["refit"] is None
+    assert report["refit"].keys() == report["metrics"].keys()
+    assert report["refit"]["co_visitation"] != report["metrics"]["co_visitation"]
+    assert refit.require_release().summary["fitted_on"] == "fold 1 with its validation"
+    new = [path.split("/")[1] for path in set(artifacts(Path(config.storage))) - before]
+    assert new.count("towers") == new.count("report") == new.count("release") == 1
+    ranks = Ranks.load(Path(config.storage) / RANKS_FILE)
+    assert ranks.ranks.keys() >= {"fused", "fused (refit)", "nearest", "nearest (refit)"}
+    for name, part in (("fused", report["metrics"]), ("fused (refit)", report["refit"])):
+        assert ranks.per_query(name, "ndcg@10").mean() == pytest.approx(part["fused"]["ndcg@10"])
+
+
+def test_what_each_channel_adds_and_short_histories_are_measured(result, config):
+    report = result.require_report()
+    assert report["contributions"].keys() == report["metrics"].keys() - {"fused"}
+    assert list(report["short_histories"]) == ["0", "attributes", "1", "2", "all"]
+    assert report["short_histories"]["all"]["fused"] == report["metrics"]["fused"]  # the sample is everybody
+    assert report["warnings"][0].startswith("leave_one_out leaks the future")
+    bare = run(override(config, {"evaluation.sample_users": 0}), until="evaluate").require_report()
+    assert (bare["contributions"], bare["short_histories"]) == ({}, {})
 
 
 def test_without_nearest_no_towers_are_trained(config, tmp_path):
