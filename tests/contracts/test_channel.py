@@ -19,6 +19,7 @@ from recsys_ray.retrieval.channels import KINDS, ChannelConfig, fit_channel, loa
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
+from recsys_ray.retrieval.channels.graph_settings import GraphEmbeddingConfig
 from recsys_ray.retrieval.channels.item_knn import ItemKnnConfig
 from recsys_ray.retrieval.channels.matrix_factorisation import MatrixFactorisationConfig
 from recsys_ray.retrieval.channels.nearest import NearestConfig
@@ -65,6 +66,7 @@ CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "content, TF-IDF": (ContentConfig(), EXACT),
     "content, words and vectors for texts": (ContentConfig(space="text"), EXACT),
     "content, half neural": (ContentConfig(space="text", mix=0.5), EXACT),
+    "graph_embedding": (GraphEmbeddingConfig(dim=8, max_epochs=3), EXACT),
     "matrix_factorisation": (MatrixFactorisationConfig(dim=8, iterations=3), EXACT),
     "item_knn": (ItemKnnConfig(), EXACT),
     "item_knn, pruned": (ItemKnnConfig(neighbours=5, shrink=0, decay=1.0), EXACT),

@@ -13,6 +13,7 @@ from recsys_ray.retrieval.channels import (
     co_visitation,
     content,
     folded,
+    graph_embedding,
     item_knn,
     matrix_factorisation,
     nearest,
@@ -25,6 +26,7 @@ from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.channels.fit_data import FitData
+from recsys_ray.retrieval.channels.graph_settings import GraphEmbeddingConfig
 from recsys_ray.retrieval.channels.item_knn import ItemKnnConfig
 from recsys_ray.retrieval.channels.item_table import AT_QUERY
 from recsys_ray.retrieval.channels.matrix_factorisation import MatrixFactorisationConfig
@@ -37,6 +39,7 @@ from recsys_ray.retrieval.channels.trending import TrendingConfig
 ChannelConfig = Annotated[
     CoVisitationConfig
     | ContentConfig
+    | GraphEmbeddingConfig
     | ItemKnnConfig
     | MatrixFactorisationConfig
     | NearestConfig
@@ -68,6 +71,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "co_visitation": Kind(co_visitation.fit, co_visitation.load, AT_QUERY),
     "content": Kind(content.fit, content.load, content.AT_QUERY),
+    "graph_embedding": Kind(graph_embedding.fit, graph_embedding.load, folded.AT_QUERY, cost=50.0),
     "item_knn": Kind(item_knn.fit, item_knn.load, AT_QUERY, cost=5.0),
     "matrix_factorisation": Kind(matrix_factorisation.fit, matrix_factorisation.load, folded.AT_QUERY, cost=20.0),
     "nearest": Kind(nearest.fit, nearest.load),

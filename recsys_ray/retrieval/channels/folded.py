@@ -10,17 +10,16 @@ from pydantic import Field
 from recsys_ray.core.arrays import BoolArray, FloatArray, Ragged
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.index.exact import ExactIndex, load_vectors, save_vectors
-from recsys_ray.retrieval.candidates import Candidates, concatenate, top_k
+from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
 from recsys_ray.retrieval.channels.files import write_header
 from recsys_ray.retrieval.channels.settings import ChannelSettings
-from recsys_ray.retrieval.channels.table import SparseRows, decayed, in_blocks
+from recsys_ray.retrieval.channels.table import SparseRows, best_in_blocks, decayed, in_blocks
 from recsys_ray.retrieval.query import Queries
 
 AT_QUERY = frozenset({"decay", "history"})
 """Settings that the item vectors do not depend on."""
 _USERS_FILE = "users.npy"
-_BLOCK_VALUES = 4_000_000
 
 
 class FoldedConfig(ChannelSettings):
@@ -76,11 +75,10 @@ class FoldedChannel:
 
     def retrieve(self, queries: Queries, k: int) -> Candidates:
         """See `Channel.retrieve`."""
-        size = max(1, _BLOCK_VALUES // max(len(self.vectors), 1))
-        starts = range(0, len(queries), size)
-        blocks = [queries.take(np.arange(start, min(start + size, len(queries)))) for start in starts]
-        parts = [top_k(self.scores(block), k) for block in blocks]
-        return concatenate(parts) if parts else Candidates.empty(0, k)
+        everything = np.arange(len(queries))
+        return best_in_blocks(
+            len(queries), len(self.vectors), k, lambda start, stop: self.scores(queries.take(everything[start:stop]))
+        )
 
     def save(self, directory: Path) -> None:
         """See `Channel.save`."""
@@ -116,5 +114,4 @@ def distinct(history: Ragged) -> Ragged:
     last[:-1] = (np.diff(owner[order]) != 0) | (np.diff(history.values[order]) != 0)
     kept: BoolArray = np.zeros(len(order), bool)
     kept[order[last]] = True
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[history.offsets]
-    return Ragged(history.values[kept], offsets.astype(np.int64))
+    return history.where(kept)
