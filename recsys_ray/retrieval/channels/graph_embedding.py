@@ -31,6 +31,7 @@ from recsys_ray.retrieval.channels.table import SparseRows
 
 _DEPTH = 100
 _MAX_PAIRS = 2000
+_LONGEST = 1000
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,14 @@ def fit(name: str, config: GraphEmbeddingConfig, data: FitData) -> FoldedChannel
 
     graph, pairs = Graph.of(seen, degree_scale(users)), _sample(data.validation)
 
-    def channel(vectors: FloatArray, config: GraphEmbeddingConfig = config) -> FoldedChannel:
+    def channel(vectors: FloatArray, config: GraphEmbeddingConfig) -> FoldedChannel:
         return FoldedChannel(name, config, vectors, users, NormalisedSum(vectors, graph.scale))
 
+    # Judged as it is trained, all steps alike: what a query may set without a new fit must not decide here.
+    judged = override(config, {"decay": 1.0, "history": _LONGEST})
     # One thread is what small products are fastest with, and the same on every machine.
     with torch_threads(1):
-        vectors, epochs = train(graph, config, None if pairs is None else lambda v: _quality(channel(v), pairs))
+        vectors, epochs = train(graph, config, None if pairs is None else lambda v: _quality(channel(v, judged), pairs))
     return channel(vectors, override(config, {"epochs": epochs}))
 
 
