@@ -173,6 +173,20 @@ def test_without_nearest_no_towers_are_trained(config, tmp_path):
     assert not (tmp_path / "artifacts" / "towers").exists()
 
 
+def test_channels_without_weight_are_neither_fitted_again_nor_served(result, config):
+    before = set(artifacts(Path(config.storage)))
+    weights = {"nearest": 0.0, "co_visitation": 1.0, "content": 0.0, "popularity": 0.0}
+    done = run(override(config, {"fusion.weights": weights, "publish.fit_on": "refit"}))
+    made = set(artifacts(Path(config.storage))) - before
+    assert not {path for path in made if path.split("/")[1] in ("towers", "vectors")}
+    release = recsys_ray.load_release(done.require_release().path)
+    assert list(release.retriever.channels) == ["co_visitation", "content", "popularity"]
+    assert set(release.retriever.fusion.weights) == {"co_visitation", "content", "popularity"}
+    assert not (done.require_release().path / "towers").exists()
+    assert len(release.recommend(history=release.item_ids.ids[:3], k=5)) == 5
+    assert all(channel.config.search == {} for channel in release.retriever.channels.values())
+
+
 def test_a_split_without_test_events_stops_at_once(config, tmp_path):
     (tmp_path / "e.csv").write_text("user_id,item_id\n" + "".join(f"u{n // 2},i{n % 3}\n" for n in range(20)))
     data = {"data": {"events": str(tmp_path / "e.csv")}, "storage": str(tmp_path / "storage")}
