@@ -84,6 +84,8 @@ def _save_without(
     folder.mkdir()
     for left_out in lists:
         others = {name: candidates for name, candidates in lists.items() if name != left_out}
+        if config.weights and not any(config.weights[name] for name in others):
+            continue  # given weights hear nobody else
         kept = {
             "method": fusion.method,
             "temperatures": {name: (value,) for name, value in fusion.temperatures.items() if name in others},
