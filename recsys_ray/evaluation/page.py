@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from recsys_ray.core.metrics import METRICS
-from recsys_ray.evaluation.contents import Details, Report, finite
+from recsys_ray.evaluation.contents import Details, Report, Section, finite
 from recsys_ray.evaluation.plots import Bar, bars, channel_colours, index_scatter, training_plot
 from recsys_ray.evaluation.replay import FUSED
 from recsys_ray.evaluation.sections import (
@@ -21,9 +21,11 @@ from recsys_ray.evaluation.sections import (
     refit_section,
     short_sections,
 )
-from recsys_ray.evaluation.summary import CHANGES, COVERAGE, LIST_METRICS, Gain, Scores
+from recsys_ray.evaluation.summary import COVERAGE, LIST_METRICS, Gain, Scores
 
 COLUMNS = (*METRICS, *LIST_METRICS)
+_WORDS = 30  # a longer cell is text to be read, no number or name
+_PLOTTED = {"recall@10": 10, "recall@100": 100}
 PROTOCOLS = {
     "leave_one_out": "the last event of every user was hidden, and the models had to find it again",
     "global_time": "the models saw everything before a cut in time, and had to find what users chose after it",
@@ -94,8 +96,13 @@ def render_template(name: str, **values: Any) -> str:
 
     loader = PackageLoader("recsys_ray.evaluation", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"cell": cell, "metric": number}
+    environment.filters |= {"cell": cell, "metric": number, "wide": _wide_columns}
     return environment.get_template(name).render(**values)
+
+
+def _wide_columns(section: Section) -> set[int]:
+    """The columns that hold sentences."""
+    return {place for row in section.rows for place, value in enumerate(row) if len(cell(value)) > _WORDS}
 
 
 def percent(value: float) -> str:
@@ -148,7 +155,7 @@ def _between(scores: Scores, metric: str) -> str:
 
 
 def _channel_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]:
-    for metric, count in (("recall@10", 10), ("recall@100", 100)):
+    for metric, count in _PLOTTED.items():
         heading = f"Found in the first {count}"
         sentence = (
             f"The share of hidden items that each source puts among its first {count} ({metric}); longer is better, "
@@ -160,14 +167,15 @@ def _channel_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]
 
 def _contribution_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]:
     changes = report.numbers.contributions
-    for metric in CHANGES if changes else ():
+    for metric in _PLOTTED if changes else ():
         order = sorted(changes, key=lambda name: -changes[name][metric].value)
         rows = [
             Bar(name, 100 * one.value, colours[name], f"{100 * one.value:+.2f}", (100 * one.ci95[0], 100 * one.ci95[1]))
             for name, one in ((name, changes[name][metric]) for name in order)
         ]
-        sentence = f"Points of {metric} that the fused list loses without the channel."
-        yield Plot(f"Added to {metric}", sentence, bars(rows, f"contribution of each channel to {metric}"))
+        sentence = f"Points of {metric} that the fused list loses without the source."
+        svg = bars(rows, f"contribution of each channel to {metric}")
+        yield Plot(f"Added to the first {_PLOTTED[metric]}", sentence, svg)
 
 
 def _bucket_plots(report: Report, colours: Mapping[str, str]) -> Iterator[Plot]:
@@ -206,9 +214,20 @@ def _run_plots(report: Report, details: Details, colours: Mapping[str, str]) -> 
             "Search index: recall against speed", sentence, index_scatter(report.index, "index recall and latency")
         )
     if report.seconds:
-        rows = [Bar(name, seconds, "#7b8794", duration(seconds)) for name, seconds in report.seconds.items()]
-        sentence = "Time that each stage of the run took, in the order they ran; a stage reused from before takes none."
+        rows = [Bar(name, seconds, "#7b8794", duration(seconds)) for name, seconds in _longest(report.seconds).items()]
+        sentence = (
+            "Time that each stage took, in the order they ran; a stage reused from before shows what making it took. "
+            "Where stages ran side by side, their sum is more than the clock showed."
+        )
         yield Plot("Where the time went", sentence, bars(rows, "seconds by stage"))
+
+
+def _longest(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The stages that take a hundredth of the whole at least, and all others as one."""
+    least = sum(seconds.values()) / 100
+    kept = {name: value for name, value in seconds.items() if value >= least}
+    rest = len(seconds) - len(kept)
+    return kept | {f"{rest} shorter ones": sum(seconds.values()) - sum(kept.values())} if rest > 1 else dict(seconds)
 
 
 def duration(seconds: float) -> str:

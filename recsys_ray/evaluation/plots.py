@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from recsys_ray.evaluation.bootstrap import Interval
 from recsys_ray.evaluation.contents import IndexRow, TrainingCurve
 
@@ -67,11 +69,11 @@ def bars(rows: Sequence[Bar], title: str, limit: float | None = None) -> str:
         # More than a fifth of the width is left for the text at the end of the longest bar.
         axes.set_xlim(least, least + width * 1.32)
         axes.set_ylim(len(rows) - 0.1, -0.1)
-        if least < 0:
-            axes.axvline(0, color=_LINE, linewidth=1)
         for line, (row, end) in enumerate(zip(rows, ends, strict=True)):
             axes.text(least, line + 0.27, row.label, va="center", ha="left")
             axes.barh(line + 0.66, row.value, height=0.34, color=row.colour)
+            if least < 0:
+                axes.plot([0, 0], [line + 0.46, line + 0.86], color=_MUTED, linewidth=1)
             if row.interval:
                 axes.plot(row.interval, [line + 0.66] * 2, color=_INK, linewidth=1.2, solid_capstyle="butt")
             axes.text(end + width * 0.02, line + 0.68, row.text, va="center", ha="left", color=_INK)
@@ -80,12 +82,12 @@ def bars(rows: Sequence[Bar], title: str, limit: float | None = None) -> str:
 
 
 def index_scatter(rows: Sequence[IndexRow], title: str) -> str:
-    """Recall against milliseconds a query, the chosen index ringed and named."""
+    """Recall against milliseconds a query, the chosen index ringed."""
 
     def draw(figure: Any) -> None:
         axes = _axes(figure, (0.17, 0.2, 0.79, 0.71))
         for row in rows:
-            x, y = 1000 / max(row.queries_per_s, 1e-9), row.recall
+            x, y = _milliseconds(row), row.recall
             colour = _FUSED_COLOUR if row.chosen else _MUTED
             axes.plot([x], [y], "o", color=colour, markersize=9 if row.chosen else 6)
             if row.chosen:
@@ -95,10 +97,16 @@ def index_scatter(rows: Sequence[IndexRow], title: str) -> str:
         axes.set_title(f"recall of the exact top {rows[0].k}", loc="left", fontsize=_FONT, x=-0.2)
         low = min(row.recall for row in rows)
         axes.set_ylim(max(0.0, low - 0.1 * max(1 - low, 0.05)), 1.0 + 0.12 * max(1 - low, 0.05))
-        axes.xaxis.set_major_formatter("{x:g}")
+        milliseconds = [_milliseconds(row) for row in rows]
+        ticks = np.geomspace(min(milliseconds), max(milliseconds), 4)
+        axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axes.xaxis.set_minor_formatter("")
 
     return _svg(draw, 250, title)
+
+
+def _milliseconds(row: IndexRow) -> float:
+    return 1000 / max(row.queries_per_s, 1e-9)
 
 
 def training_plot(curve: TrainingCurve, title: str) -> str:
@@ -115,6 +123,7 @@ def training_plot(curve: TrainingCurve, title: str) -> str:
             axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=2, marker="o", markersize=4)
             axes.set_title(name, loc="left", fontsize=_FONT, x=-0.2)
             axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.margins(y=0.2)
             if name.startswith("validation"):
                 best = max(range(len(values)), key=lambda epoch: values[epoch])
                 axes.plot([best + 1], [values[best]], "o", color=colour, markersize=13, fillstyle="none")

@@ -59,7 +59,7 @@ def section_table(section: Section) -> Table:
     first, *others = section.columns
     table = _table(section.heading, section.text, first)
     for column in others:
-        table.add_column(column.replace(" ", "\n").replace("@", "\n@"), justify="right", overflow="fold")
+        table.add_column(column.replace(", ", "\n").replace("@", "\n@"), justify="right", overflow="fold")
     for name, *values in section.rows:
         table.add_row(*map(cell, (name, *values)), style="bold" if name == FUSED else None)
     return table

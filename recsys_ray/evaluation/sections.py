@@ -51,8 +51,8 @@ def contribution_section(report: Report) -> Section | None:
     order = sorted(changes, key=lambda name: -changes[name]["recall@100"].value)
     return Section(
         "What each channel adds",
-        "Points that the fused list loses when the channel is left out and the others get weights of their own, on a "
-        "sample of the test users; ± is half of the 95% interval.",
+        "Points that the fused list loses when the channel is left out and the others get weights of their own on "
+        "validation, for a sample of the test users; ± is half of the 95% interval.",
         ("channel", *CHANGES),
         tuple((name, *(points(changes[name][metric]) for metric in CHANGES)) for name in order),
     )
@@ -84,7 +84,7 @@ def refit_section(report: Report) -> Section | None:
         "Strict and refit",
         "Strict: fitted on training events alone. Refit: fitted once more on train and validation, with the settings "
         f"and weights that validation chose. Fused, refit minus strict: {gains}.",
-        ("source", *(f"{metric} {fit}" for metric in CHANGES for fit in ("strict", "refit"))),
+        ("source", *(f"{metric}, {fit}" for metric in CHANGES for fit in ("strict", "refit"))),
         tuple(
             (name, *(scores[name].values[metric] for metric in CHANGES for scores in (strict, refit)))
             for name in ranking_order(strict)

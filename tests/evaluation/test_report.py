@@ -202,7 +202,7 @@ def test_page_is_one_whole_file(report, details, tmp_path):
     assert "A &amp; &lt;B&gt;" in text
     assert "<B>" not in text
     drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert len(drawings) == 2 + len(CHANGES) + sum(bucket.n > 0 for bucket in report.numbers.buckets.values()) + 4
+    assert len(drawings) == 2 + 2 + sum(bucket.n > 0 for bucket in report.numbers.buckets.values()) + 4
     for drawing in drawings:
         ET.fromstring(re.sub(r"xlink:href", "href", drawing))
         assert "#010203" not in drawing
@@ -216,7 +216,7 @@ def test_page_shows_what_there_is(report, details, tmp_path):
         *(
             "it leaks the &lt;future&gt;",
             "The channel third is left out: nobody has a picture",
-            "What each channel adds",
+            "What each source adds",
         ),
         *("Users of whom little is known", "Strict and refit", "Test, refit", "Worth of each modality"),
         *("decay 0.8 (0.6), neighbours none", "0.1250", "7 in 2 s", "as configured", "gini@10"),
@@ -231,7 +231,7 @@ def test_page_leaves_out_what_there_is_not(report, bare_evaluation, tmp_path):
     text = (tmp_path / REPORT_HTML).read_text()
     for heading in (
         *("Weights of the fusion", "Training of the towers", "Search index", "Where the time went", "The run"),
-        *("What each channel adds", "Users of whom", "refit", "How the channels were tuned", "left out", 'warning"'),
+        *("What each source adds", "Users of whom", "refit", "How the channels were tuned", "left out", 'warning"'),
     ):
         assert heading not in text, heading
 
@@ -265,3 +265,12 @@ def test_table_fits_a_terminal_of_80_columns(report):
     assert "Worth of each modality" in text
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_short_stages_share_a_bar(report, tmp_path):
+    seconds = {"prepare": 0.5, "train": 200.0, "embed": 0.25, "fuse": 9.0}
+    write_report(tmp_path, replace(report, seconds=seconds), Details())
+    text = (tmp_path / REPORT_HTML).read_text()
+    assert "2 shorter ones" in text
+    assert "0.8 s" in text
+    assert "9.0 s" in text
