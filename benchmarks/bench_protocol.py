@@ -20,10 +20,8 @@ from recsys_ray import override, presets, run
 
 DATA = Path(os.environ.get("RECSYS_RAY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TOLERANCE = 1e-3
-TABLES_ONLY = {
-    "channels.nearest": None,
-    "channels.content": None,
-    "channels.popularity": None,
+TABLE_ONLY = {
+    "channels": {"co_visitation": {"kind": "co_visitation", "search": {}}},
     "model.text": None,
     "model.image": None,
     "evaluation.bootstrap_samples": 100,
@@ -32,7 +30,7 @@ TABLES_ONLY = {
 
 def ours(dataset: Path, storage: str) -> dict[str, float]:
     """Recall and NDCG of the co_visitation channel by the pipeline, on its default settings."""
-    settings = {**TABLES_ONLY, "data.events": str(dataset / "interactions.parquet"), "storage": storage}
+    settings = {**TABLE_ONLY, "data.events": str(dataset / "interactions.parquet"), "storage": storage}
     return run(override(presets.cpu(), settings), until="evaluate").require_report()["metrics"]["co_visitation"]
 
 

@@ -21,8 +21,10 @@ from recsys_ray.retrieval.channel_tuning import ChannelTuningConfig
 from recsys_ray.retrieval.channels import ChannelConfig
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
+from recsys_ray.retrieval.channels.item_knn import ItemKnnConfig
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
+from recsys_ray.retrieval.channels.trending import TrendingConfig
 from recsys_ray.retrieval.fusion import FusionConfig
 from recsys_ray.training.config import TrainingConfig
 
@@ -44,8 +46,10 @@ def _channels() -> dict[str, ChannelConfig | None]:
     return {
         "nearest": NearestConfig(),
         "co_visitation": CoVisitationConfig(),
+        "item_knn": ItemKnnConfig(),
         "content": ContentConfig(),
         "popularity": PopularityConfig(),
+        "trending": TrendingConfig(),
     }
 
 

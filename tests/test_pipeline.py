@@ -58,7 +58,7 @@ def test_report_has_the_agreed_shape(result, config):
         "index",
         "seconds",
     }
-    assert set(report["metrics"]) == {"fused", "nearest", "co_visitation", "content", "popularity"}
+    assert set(report["metrics"]) == {"fused", *config.channels}
     assert set(report["metrics"]["fused"]) >= {"recall@10", "ndcg@10", "recall@100", "coverage@10", "ci95"}
     assert set(report["buckets"]) >= {"head", "mid", "tail", "cold"}
     assert (Path(config.storage) / "report.html").stat().st_size > 10_000
@@ -175,13 +175,13 @@ def test_without_nearest_no_towers_are_trained(config, tmp_path):
 
 def test_channels_without_weight_are_neither_fitted_again_nor_served(result, config):
     before = set(artifacts(Path(config.storage)))
-    weights = {"nearest": 0.0, "co_visitation": 1.0, "content": 0.0, "popularity": 0.0}
+    weights = {name: float(name == "co_visitation") for name in config.channels}
     done = run(override(config, {"fusion.weights": weights, "publish.fit_on": "refit"}))
     made = set(artifacts(Path(config.storage))) - before
     assert not {path for path in made if path.split("/")[1] in ("towers", "vectors")}
     release = recsys_ray.load_release(done.require_release().path)
-    assert list(release.retriever.channels) == ["co_visitation", "content", "popularity"]
-    assert set(release.retriever.fusion.weights) == {"co_visitation", "content", "popularity"}
+    assert list(release.retriever.channels) == ["co_visitation", "content", "popularity", "trending"]
+    assert set(release.retriever.fusion.weights) == {"co_visitation", "content", "popularity", "trending"}
     assert not (done.require_release().path / "towers").exists()
     assert len(release.recommend(history=release.item_ids.ids[:3], k=5)) == 5
     assert all(channel.config.search == {} for channel in release.retriever.channels.values())
