@@ -34,7 +34,7 @@ from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.on_ray import fit_on_ray
 from recsys_ray.training.progress import TrainResult
 
-TRAIN_VERSION = 3
+TRAIN_VERSION = 4
 EMBED_VERSION = 2
 RECORDS_FILE = "training.json"
 VECTORS_KIND = "vectors"

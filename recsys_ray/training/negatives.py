@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recsys_ray.core.arrays import FloatArray, IntArray
-from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -33,37 +33,41 @@ class Draw:
 
 
 class NegativeSampler:
-    r"""Draws n items with replacement from :math:`q(i) = (1 - m) / N + m \cdot c_i / \sum_j c_j`.
+    r"""Draws n of the N items with events, with replacement: :math:`q(i) = (1 - m) / N + m \cdot c_i / \sum_j c_j`.
+
+    Items without an event are never drawn: always in the wrong, they would teach that what is new is disliked.
 
     Of n independent draws :math:`E[i] = n \, q(i)` are expected to be item i, exactly, which is what logQ corrects by.
     The generator is seeded by (seed, step) alone: every rank draws the same.
 
     Args:
-        counts: (N,) events of each item over the whole training set, not over one rank's share of it.
-        count: n. "all", or an n of at least N, is every item once, with `log_expected` 0: the full softmax.
+        counts: Events of each item over the whole training set, not over one rank's share of it.
+        count: n. "all", or an n of at least N, is each of them once, with `log_expected` 0: the full softmax.
         popularity: m, the share drawn by popularity.
         seed: The run's seed.
+
+    Raises:
+        DataError: When no item has an event.
     """
 
     def __init__(self, counts: IntArray, count: int | Literal["all"], popularity: float, seed: int) -> None:
-        if popularity > 0 and not counts.any():
-            raise ConfigError("training.negatives_popularity", popularity, "0 when no item has an event")
-        self._seed, self._num_items = seed, len(counts)
-        self._count = None if count == "all" or count >= len(counts) else count
-        probabilities = _mixture(counts, popularity)
+        self._seed, self._rows = seed, np.flatnonzero(counts)
+        if not len(self._rows):
+            raise DataError("there are no negatives to draw: no item has an event")
+        self._count = None if count == "all" or count >= len(self._rows) else count
+        probabilities = _mixture(counts[self._rows], popularity)
         self._cumulative = np.cumsum(probabilities)
         self._cumulative /= self._cumulative[-1]
-        with np.errstate(divide="ignore"):  # an item that is never drawn has log 0, and is never looked up
-            self._log_probabilities = np.log(probabilities)
+        self._log_probabilities = np.log(probabilities)
 
     def draw(self, step: int) -> Draw:
         """The negatives of a step, the same on every rank."""
         if self._count is None:
-            return Draw(np.arange(self._num_items, dtype=np.int64), np.zeros(self._num_items, np.float32))
+            return Draw(self._rows, np.zeros(len(self._rows), np.float32))
         uniform = np.random.default_rng([self._seed, step]).random(self._count)
-        rows = np.searchsorted(self._cumulative, uniform, side="right").astype(np.int64)
-        log_expected = self._log_probabilities[rows] + np.log(self._count)
-        return Draw(rows, log_expected.astype(np.float32))
+        drawn = np.searchsorted(self._cumulative, uniform, side="right")
+        log_expected = self._log_probabilities[drawn] + np.log(self._count)
+        return Draw(self._rows[drawn], log_expected.astype(np.float32))
 
 
 def slice_bounds(count: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -111,4 +115,4 @@ class _Gather(torch.autograd.Function):
 
 def _mixture(counts: IntArray, popularity: float) -> npt.NDArray[np.float64]:
     uniform = np.full(len(counts), (1.0 - popularity) / len(counts))
-    return uniform + popularity * counts / max(int(counts.sum()), 1)
+    return uniform + popularity * counts / int(counts.sum())
