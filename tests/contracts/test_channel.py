@@ -18,6 +18,7 @@ from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels import KINDS, ChannelConfig, fit_channel, load_channel
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
+from recsys_ray.retrieval.channels.ease import EaseConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space, ValidationPairs
 from recsys_ray.retrieval.channels.graph_settings import GraphEmbeddingConfig
 from recsys_ray.retrieval.channels.item_knn import ItemKnnConfig
@@ -71,6 +72,8 @@ CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "item_knn": (ItemKnnConfig(), EXACT),
     "item_knn, pruned": (ItemKnnConfig(neighbours=5, shrink=0, decay=1.0), EXACT),
     "rp3beta": (Rp3BetaConfig(), EXACT),
+    "ease": (EaseConfig(penalty=5), EXACT),
+    "ease, local": (EaseConfig(penalty=5, memory_bytes=0, regressors=10), EXACT),
     "nearest, exact": (NearestConfig(), EXACT),
     "nearest, all lists of IVF": (NearestConfig(), APPROXIMATE),
     "popularity": (PopularityConfig(), EXACT),

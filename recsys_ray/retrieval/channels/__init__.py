@@ -12,6 +12,7 @@ from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels import (
     co_visitation,
     content,
+    ease,
     folded,
     graph_embedding,
     item_knn,
@@ -24,6 +25,7 @@ from recsys_ray.retrieval.channels import (
 )
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
+from recsys_ray.retrieval.channels.ease import EaseConfig
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.channels.fit_data import FitData
 from recsys_ray.retrieval.channels.graph_settings import GraphEmbeddingConfig
@@ -39,6 +41,7 @@ from recsys_ray.retrieval.channels.trending import TrendingConfig
 ChannelConfig = Annotated[
     CoVisitationConfig
     | ContentConfig
+    | EaseConfig
     | GraphEmbeddingConfig
     | ItemKnnConfig
     | MatrixFactorisationConfig
@@ -71,6 +74,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "co_visitation": Kind(co_visitation.fit, co_visitation.load, AT_QUERY),
     "content": Kind(content.fit, content.load, content.AT_QUERY),
+    "ease": Kind(ease.fit, ease.load, AT_QUERY, cost=50.0),
     "graph_embedding": Kind(graph_embedding.fit, graph_embedding.load, folded.AT_QUERY, cost=50.0),
     "item_knn": Kind(item_knn.fit, item_knn.load, AT_QUERY, cost=5.0),
     "matrix_factorisation": Kind(matrix_factorisation.fit, matrix_factorisation.load, folded.AT_QUERY, cost=20.0),
