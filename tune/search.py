@@ -23,6 +23,8 @@ TRIALS_FILE = "trials.json"
 # A trial only drives: any share of a CPU would keep training.workers = all CPUs from ever starting. Ray Tune wants some
 # resource, so it is one byte of memory.
 _NO_CPU: dict[str, float] = {"CPU": 0, "memory": 1}
+# What a report has beside the metrics that a trial is judged by.
+_NO_EXTRAS = {"evaluation.sample_users": 0, "evaluation.modalities": 0, "evaluation.refit": False}
 
 
 def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) -> RunConfig:
@@ -62,7 +64,8 @@ def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) ->
 
 def _trial(changes: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     """One whole run, in a process of its own; reports validation metrics, never test metrics."""
-    fused = run(override(RunConfig.parse(base), changes), until="evaluate").require_report()["validation"]["fused"]
+    config = override(RunConfig.parse(base), {**_NO_EXTRAS, **changes})
+    fused = run(config, until="evaluate").require_report()["validation"]["fused"]
     tune.report({METRIC: fused[METRIC], "ndcg@10": fused["ndcg@10"], "recall@100": fused["recall@100"]})
 
 

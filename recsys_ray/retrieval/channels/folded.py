@@ -30,7 +30,7 @@ class FoldedConfig(ChannelSettings):
         history: The last so many items of a history are read.
     """
 
-    decay: float = Field(0.9, gt=0, le=1)
+    decay: float = Field(0.7, gt=0, le=1)
     history: int = Field(200, ge=1)
 
 

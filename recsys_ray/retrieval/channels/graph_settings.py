@@ -39,4 +39,4 @@ class GraphEmbeddingConfig(FoldedConfig):
     max_epochs: int = Field(40, ge=1)
     patience: int = Field(5, ge=1)
     seed: int = Field(0, ge=0)
-    search: Search = Field(default_factory=lambda: {"decay": (0.7, 0.8, 0.9, 0.97, 1.0)})
+    search: Search = Field(default_factory=lambda: {"decay": (0.6, 0.7, 0.8, 0.9, 1.0)})

@@ -49,13 +49,13 @@ class MatrixFactorisationConfig(FoldedConfig):
     unobserved: float = Field(0.1, gt=0)
     regularisation: float = Field(0.003, gt=0)
     exponent: float = Field(1.0, ge=0, le=1)
-    iterations: int = Field(12, ge=1)
+    iterations: int = Field(8, ge=1)
     seed: int = Field(0, ge=0)
     search: Search = Field(
         default_factory=lambda: {
-            "decay": (0.7, 0.8, 0.9, 0.97, 1.0),
+            "decay": (0.6, 0.7, 0.8, 0.9, 1.0),
             "unobserved": (0.01, 0.03, 0.1, 0.3),
-            "regularisation": (0.001, 0.003, 0.01, 0.03),
+            "regularisation": (0.001, 0.003, 0.01),
         }
     )
 
