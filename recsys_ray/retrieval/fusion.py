@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, PositiveFloat, ValidationError, field_validator
 
 from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.config import Config
 from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.core.metrics import METRICS
-from recsys_ray.index.topk import NO_KEY, falling_keys, low_half
 from recsys_ray.retrieval.candidates import Candidates
+from recsys_ray.retrieval.ranker import Ranker, reorder
+from recsys_ray.retrieval.union import Numbers, Union, best_first, mean_ranks, scaled, unite
 
-Numbers = npt.NDArray[np.float64]
 Method = Literal["reciprocal_rank", "weighted"]
-_LARGEST = 0xFFFF_FFFF
 DEFAULT_TEMPERATURES: dict[str, tuple[float, ...]] = {"nearest": (0.05, 0.1, 0.2, 0.4)}
 DEFAULT_OBJECTIVE = {"recall@10": 1.0, "ndcg@10": 1.0, "recall@100": 1.0}
 
@@ -39,6 +37,8 @@ class FusionConfig(Config):
         objective: What the weights are chosen for: metric to its share.
         max_queries: Weights are chosen on at most this many validation queries.
         rounds: Passes over the channels of the coordinate search at most.
+        ranker: Whether gradient-boosted trees put the best of the merged list into a better order; "auto" when they do
+            better on validation queries that they were not fitted on.
     """
 
     method: Literal["auto", "reciprocal_rank", "weighted"] = "auto"
@@ -49,8 +49,9 @@ class FusionConfig(Config):
         default_factory=lambda: dict(DEFAULT_TEMPERATURES),
     )
     objective: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_OBJECTIVE))
-    max_queries: int = Field(3000, ge=1)
+    max_queries: int = Field(6000, ge=1)
     rounds: int = Field(4, ge=1)
+    ranker: Literal["auto"] | bool = "auto"
 
     @field_validator("objective")
     @classmethod
@@ -69,6 +70,7 @@ class Fusion(Config):
         depth: Candidates that each channel gives.
         weights: Channel to weight, for every channel.
         temperatures: Channel to T, for those scaled by exp((score - best) / T).
+        ranker: Reorders the best of the merged list; None leaves them as they are.
         chosen_on: What the weights come from, for people.
     """
 
@@ -77,6 +79,7 @@ class Fusion(Config):
     depth: int = Field(200, ge=1)
     weights: dict[str, float]
     temperatures: dict[str, float] = Field(default_factory=dict)
+    ranker: Ranker | None = None
     chosen_on: str = ""
 
     @classmethod
@@ -86,8 +89,9 @@ class Fusion(Config):
 
     @property
     def silent(self) -> frozenset[str]:
-        """The channels whose candidates add nothing to any list."""
-        return frozenset(name for name, weight in self.weights.items() if weight == 0)
+        """The channels whose candidates add nothing to any list; a ranker hears all that it was fitted with."""
+        known = () if self.ranker is None else self.ranker.channels
+        return frozenset(name for name, weight in self.weights.items() if weight == 0 and name not in known)
 
     def only(self, channels: Iterable[str]) -> Self:
         """The same without the other channels."""
@@ -121,7 +125,7 @@ class Fused:
         channels: The C channels that gave lists.
         ranks: (B, K, C) rank from 0 in each channel's list, -1 where the channel does not have it.
         scores: (B, K, C) the channel's own score, minus infinity where it does not have it.
-        shares: (B, K, C) what the channel adds to the fused score.
+        shares: (B, K, C) what the channel adds to the weighted sum, which is the fused score where no ranker reorders.
     """
 
     candidates: Candidates
@@ -135,27 +139,6 @@ class Fused:
         ranks = self.ranks[query, place].tolist()
         found = [(rank, name) for rank, name in zip(ranks, self.channels, strict=True) if rank >= 0]
         return {name: rank for rank, name in sorted(found)}
-
-
-@dataclass(frozen=True)
-class Union:
-    """All lists of B queries end to end, and the distinct candidates in them.
-
-    Attributes:
-        query: (U,) query of each distinct candidate, rising.
-        row: (U,) its item row, rising within a query.
-        member: (E,) the distinct candidate behind each list entry.
-        channel: (E,) the channel of each entry.
-        rank: (E,) its rank from 0 in its list.
-        score: (E,) its own score.
-    """
-
-    query: IntArray
-    row: IntArray
-    member: IntArray
-    channel: IntArray
-    rank: IntArray
-    score: FloatArray
 
 
 def combine(lists: dict[str, Candidates], fusion: Fusion, k: int) -> Fused:
@@ -172,31 +155,17 @@ def combine(lists: dict[str, Candidates], fusion: Fusion, k: int) -> Fused:
     names = tuple(lists)
     _require_weights(names, fusion)
     union = unite(lists)
-    weights = np.array([fusion.weights[name] for name in names])
-    parts = weights[union.channel] * contributions(lists, union, fusion)
+    counts = contributions(lists, union, fusion)
+    parts = np.array([fusion.weights[name] for name in names])[union.channel] * counts
     scores = np.bincount(union.member, parts, minlength=len(union.row)).astype(np.float32)
-    order, place = _ranked(union, scores, k)
+    if fusion.ranker is not None:
+        scores = reorder(lists, union, counts, scores, fusion.ranker)
+    order, place = best_first(union, scores, k)
     num_queries = len(lists[names[0]])
     result = Candidates.empty(num_queries, k)
     result.rows[union.query[order], place] = union.row[order]
     result.scores[union.query[order], place] = scores[order]
     return _with_sources(union, order, place, parts, result, names)
-
-
-def unite(lists: dict[str, Candidates]) -> Union:
-    """Put all lists end to end and find the distinct candidates of each query."""
-    width = sum(candidates.rows.shape[1] for candidates in lists.values())
-    rows = np.concatenate([candidates.rows for candidates in lists.values()], axis=1)
-    scores = np.concatenate([candidates.scores for candidates in lists.values()], axis=1)
-    depths = [candidates.rows.shape[1] for candidates in lists.values()]
-    channel = np.repeat(np.arange(len(depths)), depths)
-    rank = np.concatenate([np.arange(depth) for depth in depths])
-    flat = np.flatnonzero(rows.ravel() >= 0)
-    query, column = flat // max(width, 1), flat % max(width, 1)
-    row = rows.ravel()[flat]
-    span = int(row.max(initial=0)) + 1
-    distinct, member = np.unique(query * span + row, return_inverse=True)
-    return Union(distinct // span, distinct % span, member, channel[column], rank[column], scores.ravel()[flat])
 
 
 def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) -> Numbers:
@@ -214,51 +183,12 @@ def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) ->
     return counts
 
 
-def mean_ranks(scores: FloatArray) -> Numbers:
-    """(B, K) rank from 0 of each place in falling scores; equal ones share their mean, so that row order says nothing.
-
-    Args:
-        scores: (B, K), falling in each row.
-    """
-    num_queries, depth = scores.shape
-    first = np.ones(scores.shape, np.bool_)
-    first[:, 1:] = scores[:, 1:] != scores[:, :-1]
-    group = np.cumsum(first.ravel()) - 1
-    starts = np.broadcast_to(np.arange(depth), scores.shape)[first]
-    means = starts + (np.bincount(group, minlength=len(starts)) - 1) / 2
-    return np.asarray(means[group].reshape(num_queries, depth), np.float64)
-
-
-def scaled(scores: FloatArray, best: Numbers, temperature: float | None) -> Numbers:
-    """Scores of a list on a common scale of at most 1, given the best score of each entry's list."""
-    if temperature is not None:
-        return np.asarray(np.exp((scores - best) / temperature), np.float64)
-    # A list whose best score is not positive has no scale of its own: all of it counts nothing, and fills up.
-    return np.where(best > 0, np.maximum(scores, 0) / np.where(best > 0, best, 1.0), 0.0)
-
-
 def _require_weights(names: tuple[str, ...], fusion: Fusion) -> None:
     if not names:
         raise ConfigError("fusion", "no list", "the list of at least one channel")
     for name in names:
         if name not in fusion.weights:
             raise ConfigError(f"fusion.weights.{name}", None, f"a weight; known are {', '.join(fusion.weights)}")
-
-
-def _ranked(union: Union, scores: FloatArray, k: int) -> tuple[IntArray, IntArray]:
-    """The k best distinct candidates of each query, and the place of each in its list."""
-    best_rank = np.full(len(union.row), np.iinfo(np.int64).max)
-    np.minimum.at(best_rank, union.member, union.rank)
-    counts = np.bincount(union.query)
-    starts, width = np.cumsum(counts) - counts, int(counts.max(initial=1))
-    inside = np.arange(len(union.row)) - starts[union.query]
-    # One sort by score, then best rank, then row; among equal scores, ranks past 2^32 / width would count as one.
-    then = np.minimum(best_rank, _LARGEST // width - 1) * width + inside
-    keys = np.full((len(counts), width), NO_KEY)
-    keys[union.query, inside] = falling_keys(scores, then)
-    keys.sort(axis=1)
-    query, place = np.nonzero(keys[:, :k] < NO_KEY)
-    return starts[query] + low_half(keys[query, place]) % width, place
 
 
 def _with_sources(

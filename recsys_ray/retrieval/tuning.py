@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys_ray.core import metrics
-from recsys_ray.core.arrays import IntArray, Ragged
+from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.retrieval.candidates import Candidates
-from recsys_ray.retrieval.fusion import Fusion, FusionConfig, Method, Numbers, contributions, unite
+from recsys_ray.retrieval.fusion import Fusion, FusionConfig, Method, contributions
+from recsys_ray.retrieval.union import Numbers, Union, unite
 
 _FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
 _BIRTH = (0.1, 0.25, 0.5, 1.0)  # what a channel at weight 0 is tried with
@@ -17,7 +18,7 @@ _MAX_PAIRS = 10_000
 
 
 def tune(lists: dict[str, Candidates], targets: Ragged, config: FusionConfig) -> Fusion:
-    """A finished fusion: with the weights of the config, or with the best that the search finds.
+    """A fusion with the weights of the config, or with the best that the search finds; `add_ranker` comes after it.
 
     Args:
         lists: Channel to its candidates for Q validation queries, `config.depth` deep.
@@ -71,7 +72,7 @@ class _Search:
 
     def _weigh(self, fusion: Fusion) -> tuple[float, Fusion]:
         """Coordinate search over the weights from where `fusion` stands."""
-        problem = _problem(self.lists, self.targets, fusion)
+        problem = problem_of(self.lists, self.targets, fusion)
         names = list(self.lists)
         weights = np.array([fusion.weights[name] for name in names])
         best = problem.value(weights, self.config.objective)
@@ -89,11 +90,13 @@ class _Search:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """The union's entries by distinct candidate and channel, and where the targets are.
 
     Attributes:
-        features: (U, C) what each channel gives each distinct candidate.
+        union: Of the lists.
+        counts: (E,) what each entry counts before its channel's weight.
+        features: (U, C) the same by distinct candidate and channel.
         pair_members: (P * members) the distinct candidates of each (query, target) pair's query, end to end.
         pair_of_member: The pair of each of them.
         target_member: (P,) the distinct candidate that is the target, -1 where no list has it.
@@ -101,6 +104,8 @@ class _Problem:
         num_queries: Q.
     """
 
+    union: Union
+    counts: Numbers
     features: Numbers
     pair_members: IntArray
     pair_of_member: IntArray
@@ -109,10 +114,13 @@ class _Problem:
     num_queries: int
 
     def value(self, weights: Numbers, objective: dict[str, float]) -> float:
-        """The objective's weighted mean, ties at their mean rank."""
+        """The objective's weighted mean for a weighted sum."""
         if not weights.any():
             return -1.0
-        scores = (self.features @ weights).astype(np.float32)
+        return float(self.values_of((self.features @ weights).astype(np.float32), objective).mean())
+
+    def values_of(self, scores: FloatArray, objective: dict[str, float]) -> Numbers:
+        """(Q,) the objective for (U,) scores of the distinct candidates, ties at their mean rank."""
         found = self.target_member >= 0
         own = np.full(len(found), np.inf, np.float32)
         own[found] = scores[self.target_member[found]]
@@ -122,17 +130,18 @@ class _Problem:
         above = np.bincount(self.pair_of_member, theirs > mine, minlength=count)
         ties = np.bincount(self.pair_of_member, theirs == mine, minlength=count) - 1
         ranks = np.where(found, above + ties / 2, np.inf)
-        total = sum(objective.values())
-        return sum(
-            share * float(metrics.METRICS[name](ranks, self.pair_query, self.num_queries).mean())
-            for name, share in objective.items()
-        ) / max(total, 1e-12)
+        values = [
+            share * metrics.METRICS[name](ranks, self.pair_query, self.num_queries) for name, share in objective.items()
+        ]
+        return np.asarray(np.sum(values, axis=0) / max(sum(objective.values()), 1e-12), np.float64)
 
 
-def _problem(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) -> _Problem:
+def problem_of(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) -> Problem:
+    """What is to be solved for these lists."""
     union = unite(lists)
+    counts = contributions(lists, union, fusion)
     features = np.zeros((len(union.row), len(lists)))
-    features[union.member, union.channel] = contributions(lists, union, fusion)
+    features[union.member, union.channel] = counts
     starts = np.searchsorted(union.query, np.arange(len(targets) + 1))
     pair_query = targets.row_of_value
     sizes = (starts[1:] - starts[:-1])[pair_query]
@@ -143,7 +152,7 @@ def _problem(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) -> _
     target_member = np.full(len(pair_query), -1)
     hit = union.row[pair_members] == targets.values[pair_of_member]
     target_member[pair_of_member[hit]] = pair_members[hit]
-    return _Problem(features, pair_members, pair_of_member, target_member, pair_query, len(targets))
+    return Problem(union, counts, features, pair_members, pair_of_member, target_member, pair_query, len(targets))
 
 
 def _neighbours(weights: Numbers, place: int) -> Iterator[Numbers]:

@@ -28,6 +28,7 @@ from recsys_ray.evaluation.report import write_report
 from recsys_ray.evaluation.summary import Evaluation, FoldQuestions, Ranker, Replays, replay_folds, summarise
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.retrieval.ranker import REORDERED
 from recsys_ray.stages.fitted import Fit, load_retriever
 from recsys_ray.stages.fusion import load_without, parents_of
 from recsys_ray.stages.towers import RECORDS_FILE
@@ -152,12 +153,19 @@ def _report(work: Work, data: Data, fits: Sequence[Fit], done: Evaluation) -> Re
     )
 
 
+def _method(fusion: Fusion) -> str:
+    """How the lists are merged, for people."""
+    if fusion.ranker is None:
+        return fusion.method
+    return f"{fusion.method}, then gradient-boosted trees put the first {REORDERED} in order"
+
+
 def _details(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion) -> Details:
     return Details(
         data=data.artifact.summary,
         training=_curve(fits[-1]),
         index_notes={name: summary["note"] for name, summary in _index_summaries(fits[-1]).items()},
-        fusion_method=fusion.method,
+        fusion_method=_method(fusion),
         fusion_weights=fusion.weights,
         config=work.config.model_dump(mode="json"),
     )

@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from recsys_ray.core.arrays import Ragged
+from recsys_ray.core.arrays import FloatArray, Ragged
 from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.config import override, result_settings
 from recsys_ray.evaluation.questions import Questions
 from recsys_ray.retrieval.candidates import Candidates, concatenate
 from recsys_ray.retrieval.fusion import Fusion, FusionConfig
+from recsys_ray.retrieval.rank_tuning import add_ranker
+from recsys_ray.retrieval.ranker import log_popularity
 from recsys_ray.retrieval.tuning import tune
 from recsys_ray.stages.fitted import Fit
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 2
+VERSION = 3
 FUSION_FILE = "fusion.json"
 WITHOUT_FOLDER = "without"
 
@@ -30,11 +32,12 @@ def fuse(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[Fusion, Artifact]
 
     def write(directory: Path) -> Mapping[str, Any]:
         lists, targets = _validation_lists(work, data, fits)
-        fusion = tune(lists, targets, config)
+        popularity = _popularity(data)
+        fusion = add_ranker(tune(lists, targets, config), lists, targets, config, popularity)
         fusion.save(directory / FUSION_FILE)
         if contributions and len(lists) > 1:
-            _save_without(directory / WITHOUT_FOLDER, lists, targets, fusion, config)
-        return {"weights": fusion.weights, "chosen_on": fusion.chosen_on}
+            _save_without(directory / WITHOUT_FOLDER, lists, targets, fusion, config, popularity)
+        return {"weights": fusion.weights, "ranker": fusion.ranker is not None, "chosen_on": fusion.chosen_on}
 
     settings = {
         "fusion": result_settings(config),
@@ -77,10 +80,21 @@ def _validation_lists(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[dict
     return {name: concatenate(parts) for name, parts in lists.items()}, Ragged.of(found)
 
 
+def _popularity(data: Data) -> FloatArray:
+    """(N,) of the items before validation; of length 0 for several folds, which have one each."""
+    folds = data.dataset.folds
+    return log_popularity(folds[0].train.item_counts()) if len(folds) == 1 else np.zeros(0, np.float32)
+
+
 def _save_without(
-    folder: Path, lists: Mapping[str, Candidates], targets: Ragged, fusion: Fusion, config: FusionConfig
+    folder: Path,
+    lists: Mapping[str, Candidates],
+    targets: Ragged,
+    fusion: Fusion,
+    config: FusionConfig,
+    popularity: FloatArray,
 ) -> None:
-    """For each channel, the fusion of all others: its weights chosen anew, its method and temperatures kept."""
+    """For each channel, the fusion of all others: weights and ranker chosen anew, method and temperatures kept."""
     folder.mkdir()
     for left_out in lists:
         others = {name: candidates for name, candidates in lists.items() if name != left_out}
@@ -88,7 +102,9 @@ def _save_without(
             continue  # given weights hear nobody else
         kept = {
             "method": fusion.method,
+            "ranker": fusion.ranker is not None,
             "temperatures": {name: (value,) for name, value in fusion.temperatures.items() if name in others},
             "weights": config.weights and {name: config.weights[name] for name in others},
         }
-        tune(others, targets, override(config, kept)).save(folder / f"{left_out}.json")
+        alike = override(config, kept)
+        add_ranker(tune(others, targets, alike), others, targets, alike, popularity).save(folder / f"{left_out}.json")

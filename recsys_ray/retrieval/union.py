@@ -1,0 +1,89 @@
+"""All channels' lists of a batch end to end, and the distinct candidates in them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys_ray.core.arrays import FloatArray, IntArray
+from recsys_ray.index.topk import NO_KEY, falling_keys, low_half
+from recsys_ray.retrieval.candidates import Candidates
+
+Numbers = npt.NDArray[np.float64]
+_LARGEST = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Union:
+    """All lists of B queries end to end, and the distinct candidates in them.
+
+    Attributes:
+        query: (U,) query of each distinct candidate, rising.
+        row: (U,) its item row, rising within a query.
+        member: (E,) the distinct candidate behind each list entry.
+        channel: (E,) the channel of each entry.
+        rank: (E,) its rank from 0 in its list.
+        score: (E,) its own score.
+    """
+
+    query: IntArray
+    row: IntArray
+    member: IntArray
+    channel: IntArray
+    rank: IntArray
+    score: FloatArray
+
+
+def unite(lists: dict[str, Candidates]) -> Union:
+    """Put all lists end to end and find the distinct candidates of each query."""
+    width = sum(candidates.rows.shape[1] for candidates in lists.values())
+    rows = np.concatenate([candidates.rows for candidates in lists.values()], axis=1)
+    scores = np.concatenate([candidates.scores for candidates in lists.values()], axis=1)
+    depths = [candidates.rows.shape[1] for candidates in lists.values()]
+    channel = np.repeat(np.arange(len(depths)), depths)
+    rank = np.concatenate([np.arange(depth) for depth in depths])
+    flat = np.flatnonzero(rows.ravel() >= 0)
+    query, column = flat // max(width, 1), flat % max(width, 1)
+    row = rows.ravel()[flat]
+    span = int(row.max(initial=0)) + 1
+    distinct, member = np.unique(query * span + row, return_inverse=True)
+    return Union(distinct // span, distinct % span, member, channel[column], rank[column], scores.ravel()[flat])
+
+
+def mean_ranks(scores: FloatArray) -> Numbers:
+    """(B, K) rank from 0 of each place in falling scores; equal ones share their mean, so that row order says nothing.
+
+    Args:
+        scores: (B, K), falling in each row.
+    """
+    num_queries, depth = scores.shape
+    first = np.ones(scores.shape, np.bool_)
+    first[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    group = np.cumsum(first.ravel()) - 1
+    starts = np.broadcast_to(np.arange(depth), scores.shape)[first]
+    means = starts + (np.bincount(group, minlength=len(starts)) - 1) / 2
+    return np.asarray(means[group].reshape(num_queries, depth), np.float64)
+
+
+def scaled(scores: FloatArray, best: Numbers, temperature: float | None) -> Numbers:
+    """Scores of a list on a common scale of at most 1, given the best score of each entry's list."""
+    if temperature is not None:
+        return np.asarray(np.exp((scores - best) / temperature), np.float64)
+    # A list whose best score is not positive has no scale of its own: all of it counts nothing, and fills up.
+    return np.where(best > 0, np.maximum(scores, 0) / np.where(best > 0, best, 1.0), 0.0)
+
+
+def best_first(union: Union, scores: FloatArray, k: int) -> tuple[IntArray, IntArray]:
+    """The k best distinct candidates of each query, and the place of each in its list."""
+    best_rank = np.full(len(union.row), np.iinfo(np.int64).max)
+    np.minimum.at(best_rank, union.member, union.rank)
+    counts = np.bincount(union.query)
+    starts, width = np.cumsum(counts) - counts, int(counts.max(initial=1))
+    inside = np.arange(len(union.row)) - starts[union.query]
+    # One sort by score, then best rank, then row; among equal scores, ranks past 2^32 / width would count as one.
+    then = np.minimum(best_rank, _LARGEST // width - 1) * width + inside
+    keys = np.full((len(counts), width), NO_KEY)
+    keys[union.query, inside] = falling_keys(scores, then)
+    keys.sort(axis=1)
+    query, place = np.nonzero(keys[:, :k] < NO_KEY)
+    return starts[query] + low_half(keys[query, place]) % width, place
