@@ -28,6 +28,7 @@ from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.channels.recent import RecentConfig
 from recsys_ray.retrieval.channels.rp3beta import Rp3BetaConfig
 from recsys_ray.retrieval.channels.trending import TrendingConfig
+from recsys_ray.retrieval.channels.user_knn import UserKnnConfig
 from recsys_ray.retrieval.query import Queries
 
 NUM_ITEMS, NUM_USERS, DIM = 60, 80, 8
@@ -72,6 +73,8 @@ CASES: dict[str, tuple[ChannelConfig, FitData]] = {
     "item_knn": (ItemKnnConfig(), EXACT),
     "item_knn, pruned": (ItemKnnConfig(neighbours=5, shrink=0, decay=1.0), EXACT),
     "rp3beta": (Rp3BetaConfig(), EXACT),
+    "user_knn": (UserKnnConfig(), EXACT),
+    "user_knn, few people": (UserKnnConfig(users=5, postings=3), EXACT),
     "ease": (EaseConfig(penalty=5), EXACT),
     "ease, local": (EaseConfig(penalty=5, memory_bytes=0, regressors=10), EXACT),
     "nearest, exact": (NearestConfig(), EXACT),

@@ -22,6 +22,7 @@ from recsys_ray.retrieval.channels import (
     recent,
     rp3beta,
     trending,
+    user_knn,
 )
 from recsys_ray.retrieval.channels.co_visitation import CoVisitationConfig
 from recsys_ray.retrieval.channels.content import ContentConfig
@@ -37,6 +38,7 @@ from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.channels.recent import RecentConfig
 from recsys_ray.retrieval.channels.rp3beta import Rp3BetaConfig
 from recsys_ray.retrieval.channels.trending import TrendingConfig
+from recsys_ray.retrieval.channels.user_knn import UserKnnConfig
 
 ChannelConfig = Annotated[
     CoVisitationConfig
@@ -49,7 +51,8 @@ ChannelConfig = Annotated[
     | PopularityConfig
     | RecentConfig
     | Rp3BetaConfig
-    | TrendingConfig,
+    | TrendingConfig
+    | UserKnnConfig,
     Field(discriminator="kind"),
 ]
 
@@ -83,6 +86,7 @@ KINDS: dict[str, Kind] = {
     "recent": Kind(recent.fit, recent.load),
     "rp3beta": Kind(rp3beta.fit, rp3beta.load, AT_QUERY, cost=5.0),
     "trending": Kind(trending.fit, trending.load),
+    "user_knn": Kind(user_knn.fit, user_knn.load, user_knn.AT_QUERY, cost=10.0),
 }
 
 
