@@ -15,7 +15,7 @@ from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.core.metrics import METRICS
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.ranker import Ranker, reorder
-from recsys_ray.retrieval.union import Numbers, Union, best_first, mean_ranks, scaled, unite
+from recsys_ray.retrieval.union import Numbers, Union, best_first, mean_ranks, scaled_scores, unite
 
 Method = Literal["reciprocal_rank", "weighted"]
 DEFAULT_TEMPERATURES: dict[str, tuple[float, ...]] = {"nearest": (0.05, 0.1, 0.2, 0.4)}
@@ -159,7 +159,7 @@ def combine(lists: dict[str, Candidates], fusion: Fusion, k: int) -> Fused:
     parts = np.array([fusion.weights[name] for name in names])[union.channel] * counts
     scores = np.bincount(union.member, parts, minlength=len(union.row)).astype(np.float32)
     if fusion.ranker is not None:
-        scores = reorder(lists, union, counts, scores, fusion.ranker)
+        scores = reorder(lists, union, scaled_scores(lists, union, fusion.temperatures), scores, fusion.ranker)
     order, place = best_first(union, scores, k)
     num_queries = len(lists[names[0]])
     result = Candidates.empty(num_queries, k)
@@ -170,16 +170,13 @@ def combine(lists: dict[str, Candidates], fusion: Fusion, k: int) -> Fused:
 
 def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) -> Numbers:
     """(E,) what each list entry counts before its channel's weight."""
+    if fusion.method == "weighted":
+        return scaled_scores(lists, union, fusion.temperatures)
     entry_query = union.query[union.member]
     counts = np.empty(len(union.score))
-    for place, (name, candidates) in enumerate(lists.items()):
+    for place, candidates in enumerate(lists.values()):
         mine = np.flatnonzero(union.channel == place)
-        if fusion.method == "reciprocal_rank":
-            ranks = mean_ranks(candidates.scores)[entry_query[mine], union.rank[mine]]
-            counts[mine] = 1.0 / (fusion.rrf_k + ranks + 1.0)
-        else:
-            best = candidates.scores[entry_query[mine], 0].astype(np.float64)
-            counts[mine] = scaled(union.score[mine], best, fusion.temperatures.get(name))
+        counts[mine] = 1.0 / (fusion.rrf_k + mean_ranks(candidates.scores)[entry_query[mine], union.rank[mine]] + 1.0)
     return counts
 
 

@@ -9,6 +9,7 @@ from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.fusion import Fusion, FusionConfig
 from recsys_ray.retrieval.ranker import First, Ranker, first_of, fit_ranker, reordered
 from recsys_ray.retrieval.tuning import Problem, problem_of
+from recsys_ray.retrieval.union import scaled_scores
 
 LEAST_GAIN = 1.01
 """By this factor at least the objective must be better on queries that the ranker was not fitted on."""
@@ -39,7 +40,8 @@ def add_ranker(
         return fusion
     problem = problem_of(lists, targets, fusion)
     scores = (problem.features @ np.array([fusion.weights[name] for name in lists])).astype(np.float32)
-    first = first_of(lists, problem.union, problem.counts, scores, popularity)
+    scaled = scaled_scores(lists, problem.union, fusion.temperatures)
+    first = first_of(lists, problem.union, scaled, scores, popularity)
     lesson = _Lesson(
         tuple(lists), first.features, _wanted(problem, first), problem.union.query[first.members], popularity
     )

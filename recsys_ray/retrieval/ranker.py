@@ -89,14 +89,14 @@ class First:
 
 
 def first_of(
-    lists: Mapping[str, Candidates], union: Union, counts: Numbers, scores: FloatArray, popularity: FloatArray
+    lists: Mapping[str, Candidates], union: Union, scaled: Numbers, scores: FloatArray, popularity: FloatArray
 ) -> First:
     """What is to be reordered.
 
     Args:
         lists: Channel to its candidates, as `union` holds them.
         union: Of the lists.
-        counts: (E,) scaled score of each entry of the union.
+        scaled: (E,) scaled score of each entry of the union.
         scores: (U,) weighted sum of each distinct candidate.
         popularity: (N,) see `log_popularity`; of length 0 where it is not known.
     """
@@ -104,7 +104,7 @@ def first_of(
     width = len(lists)
     features = np.zeros((len(union.row), 3 * width + 2), np.float32)
     features[:, width : 2 * width] = ABSENT
-    features[union.member, union.channel] = counts
+    features[union.member, union.channel] = scaled
     features[union.member, width + union.channel] = union.rank
     best = np.stack([candidates.scores[:, 0] for candidates in lists.values()], axis=1)
     features[:, 2 * width : 3 * width] = np.where(np.isfinite(best), best, 0.0)[union.query]
@@ -116,7 +116,7 @@ def first_of(
 
 
 def reorder(
-    lists: Mapping[str, Candidates], union: Union, counts: Numbers, scores: FloatArray, ranker: Ranker
+    lists: Mapping[str, Candidates], union: Union, scaled: Numbers, scores: FloatArray, ranker: Ranker
 ) -> FloatArray:
     """(U,) scores of the distinct candidates: 1 to 2 for those that the trees put in order, below 1 for the others.
 
@@ -125,7 +125,7 @@ def reorder(
     whole = ranker.complete(lists, len(next(iter(lists.values()))))
     places = np.array([list(whole).index(name) for name in lists])
     moved = replace(union, channel=places[union.channel])
-    first = first_of(whole, moved, counts, scores, ranker.item_popularity)
+    first = first_of(whole, moved, scaled, scores, ranker.item_popularity)
     return reordered(scores, first.members, ranker.scores(first.features))
 
 

@@ -95,8 +95,7 @@ class Problem:
 
     Attributes:
         union: Of the lists.
-        counts: (E,) what each entry counts before its channel's weight.
-        features: (U, C) the same by distinct candidate and channel.
+        features: (U, C) what each channel gives each distinct candidate, before its weight.
         pair_members: (P * members) the distinct candidates of each (query, target) pair's query, end to end.
         pair_of_member: The pair of each of them.
         target_member: (P,) the distinct candidate that is the target, -1 where no list has it.
@@ -105,7 +104,6 @@ class Problem:
     """
 
     union: Union
-    counts: Numbers
     features: Numbers
     pair_members: IntArray
     pair_of_member: IntArray
@@ -139,9 +137,8 @@ class Problem:
 def problem_of(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) -> Problem:
     """What is to be solved for these lists."""
     union = unite(lists)
-    counts = contributions(lists, union, fusion)
     features = np.zeros((len(union.row), len(lists)))
-    features[union.member, union.channel] = counts
+    features[union.member, union.channel] = contributions(lists, union, fusion)
     starts = np.searchsorted(union.query, np.arange(len(targets) + 1))
     pair_query = targets.row_of_value
     sizes = (starts[1:] - starts[:-1])[pair_query]
@@ -152,7 +149,7 @@ def problem_of(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) ->
     target_member = np.full(len(pair_query), -1)
     hit = union.row[pair_members] == targets.values[pair_of_member]
     target_member[pair_of_member[hit]] = pair_members[hit]
-    return Problem(union, counts, features, pair_members, pair_of_member, target_member, pair_query, len(targets))
+    return Problem(union, features, pair_members, pair_of_member, target_member, pair_query, len(targets))
 
 
 def _neighbours(weights: Numbers, place: int) -> Iterator[Numbers]:

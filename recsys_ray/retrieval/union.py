@@ -1,5 +1,6 @@
 """All channels' lists of a batch end to end, and the distinct candidates in them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +66,21 @@ def mean_ranks(scores: FloatArray) -> Numbers:
     return np.asarray(means[group].reshape(num_queries, depth), np.float64)
 
 
-def scaled(scores: FloatArray, best: Numbers, temperature: float | None) -> Numbers:
-    """Scores of a list on a common scale of at most 1, given the best score of each entry's list."""
+def scaled_scores(lists: Mapping[str, Candidates], union: Union, temperatures: Mapping[str, float]) -> Numbers:
+    """(E,) scores of the list entries on a common scale of at most 1: divided by the best of their list.
+
+    Those of channels with a temperature T are exp((score - best) / T) instead.
+    """
+    entry_query = union.query[union.member]
+    result = np.empty(len(union.score))
+    for place, (name, candidates) in enumerate(lists.items()):
+        mine = np.flatnonzero(union.channel == place)
+        best = candidates.scores[entry_query[mine], 0].astype(np.float64)
+        result[mine] = _scaled(union.score[mine], best, temperatures.get(name))
+    return result
+
+
+def _scaled(scores: FloatArray, best: Numbers, temperature: float | None) -> Numbers:
     if temperature is not None:
         return np.asarray(np.exp((scores - best) / temperature), np.float64)
     # A list whose best score is not positive has no scale of its own: all of it counts nothing, and fills up.

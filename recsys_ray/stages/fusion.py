@@ -18,7 +18,7 @@ from recsys_ray.retrieval.tuning import tune
 from recsys_ray.stages.fitted import Fit
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 3
+VERSION = 4
 FUSION_FILE = "fusion.json"
 WITHOUT_FOLDER = "without"
 
