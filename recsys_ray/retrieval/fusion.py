@@ -14,6 +14,7 @@ from recsys_ray.core.config import Config
 from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.core.metrics import METRICS
 from recsys_ray.retrieval.candidates import Candidates
+from recsys_ray.retrieval.exploration import Exploration, ExplorationConfig, with_quota
 from recsys_ray.retrieval.ranker import Ranker, reorder
 from recsys_ray.retrieval.union import Numbers, Union, best_first, mean_ranks, scaled_scores, unite
 
@@ -39,6 +40,7 @@ class FusionConfig(Config):
         rounds: Passes over the channels of the coordinate search at most.
         ranker: Whether gradient-boosted trees put the best of the merged list into a better order; "auto" when they do
             better on validation queries that they were not fitted on.
+        exploration: Places that are kept for new items.
     """
 
     method: Literal["auto", "reciprocal_rank", "weighted"] = "auto"
@@ -52,6 +54,7 @@ class FusionConfig(Config):
     max_queries: int = Field(6000, ge=1)
     rounds: int = Field(4, ge=1)
     ranker: Literal["auto"] | bool = "auto"
+    exploration: ExplorationConfig = ExplorationConfig()
 
     @field_validator("objective")
     @classmethod
@@ -71,6 +74,7 @@ class Fusion(Config):
         weights: Channel to weight, for every channel.
         temperatures: Channel to T, for those scaled by exp((score - best) / T).
         ranker: Reorders the best of the merged list; None leaves them as they are.
+        exploration: Keeps places for new items; None keeps none.
         chosen_on: What the weights come from, for people.
     """
 
@@ -80,6 +84,7 @@ class Fusion(Config):
     weights: dict[str, float]
     temperatures: dict[str, float] = Field(default_factory=dict)
     ranker: Ranker | None = None
+    exploration: Exploration | None = None
     chosen_on: str = ""
 
     @classmethod
@@ -160,7 +165,7 @@ def combine(lists: dict[str, Candidates], fusion: Fusion, k: int) -> Fused:
     scores = np.bincount(union.member, parts, minlength=len(union.row)).astype(np.float32)
     if fusion.ranker is not None:
         scores = reorder(lists, union, scaled_scores(lists, union, fusion.temperatures), scores, fusion.ranker)
-    order, place = best_first(union, scores, k)
+    order, place = _places(union, scores, k, fusion.exploration)
     num_queries = len(lists[names[0]])
     result = Candidates.empty(num_queries, k)
     result.rows[union.query[order], place] = union.row[order]
@@ -178,6 +183,15 @@ def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) ->
         mine = np.flatnonzero(union.channel == place)
         counts[mine] = 1.0 / (fusion.rrf_k + mean_ranks(candidates.scores)[entry_query[mine], union.rank[mine]] + 1.0)
     return counts
+
+
+def _places(union: Union, scores: FloatArray, k: int, exploration: Exploration | None) -> tuple[IntArray, IntArray]:
+    """The distinct candidates that are kept, and the place of each in its list."""
+    if exploration is None:
+        return best_first(union, scores, k)
+    order, _ = best_first(union, scores, len(union.row))
+    chosen, place = with_quota(union.query[order], exploration.is_new(union.row[order]), k, exploration.share)
+    return order[chosen], place
 
 
 def _require_weights(names: tuple[str, ...], fusion: Fusion) -> None:

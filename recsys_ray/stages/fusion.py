@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from recsys_ray.core.arrays import FloatArray, Ragged
+from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
 from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.config import override, result_settings
 from recsys_ray.evaluation.questions import Questions
 from recsys_ray.retrieval.candidates import Candidates, concatenate
+from recsys_ray.retrieval.exploration import Exploration
 from recsys_ray.retrieval.fusion import Fusion, FusionConfig
 from recsys_ray.retrieval.rank_tuning import add_ranker
 from recsys_ray.retrieval.ranker import log_popularity
@@ -34,6 +35,7 @@ def fuse(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[Fusion, Artifact]
         lists, targets = _validation_lists(work, data, fits)
         popularity = _popularity(data)
         fusion = add_ranker(tune(lists, targets, config), lists, targets, config, popularity)
+        fusion = exploring(fusion, config, data.dataset.folds[0].train.item_counts())
         fusion.save(directory / FUSION_FILE)
         if contributions and len(lists) > 1:
             _save_without(directory / WITHOUT_FOLDER, lists, targets, fusion, config, popularity)
@@ -46,6 +48,11 @@ def fuse(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[Fusion, Artifact]
     }
     artifact = work.runner.run("fusion", VERSION, settings, parents_of(data, fits), write)
     return Fusion.load(artifact.file(FUSION_FILE)), artifact
+
+
+def exploring(fusion: Fusion, config: FusionConfig, item_counts: IntArray) -> Fusion:
+    """The same fusion with the configured quota for items that are new by (N,) counts of events."""
+    return fusion.model_copy(update={"exploration": Exploration.of(config.exploration, item_counts)})
 
 
 def load_without(artifact: Artifact, fits: Sequence[Fit]) -> dict[str, Fusion]:

@@ -13,7 +13,7 @@ from recsys_ray.retrieval.release import ReleaseParts, write_release
 from recsys_ray.retrieval.release_parts import FrozenSpace, space_of
 from recsys_ray.stages.features import Features, frozen_configs
 from recsys_ray.stages.fitted import Fit, load_fitted
-from recsys_ray.stages.fusion import FUSION_FILE
+from recsys_ray.stages.fusion import FUSION_FILE, exploring
 from recsys_ray.stages.work import Data, Work
 
 VERSION = 1
@@ -25,7 +25,10 @@ def publish(work: Work, data: Data, features: Features, served: Fit, fusion: Art
 
     def write(directory: Path) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
-            parts = _parts(work, data, features, served, Fusion.load(fusion.file(FUSION_FILE)), Path(scratch))
+            # What is new is so by the events that the release was fitted on.
+            counts = served.scope.events.item_counts()
+            merged = exploring(Fusion.load(fusion.file(FUSION_FILE)), work.config.fusion, counts)
+            parts = _parts(work, data, features, served, merged, Path(scratch))
             summary = write_release(directory, parts)
         return {**summary, "fitted_on": served.scope.name, "measured": report.summary["fused"]}
 
