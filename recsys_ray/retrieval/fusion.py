@@ -51,7 +51,7 @@ class FusionConfig(Config):
         default_factory=lambda: dict(DEFAULT_TEMPERATURES),
     )
     objective: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_OBJECTIVE))
-    max_queries: int = Field(6000, ge=1)
+    max_queries: int = Field(10_000, ge=1)
     rounds: int = Field(4, ge=1)
     ranker: Literal["auto"] | bool = "auto"
     exploration: ExplorationConfig = ExplorationConfig()

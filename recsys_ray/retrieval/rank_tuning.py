@@ -92,7 +92,7 @@ class _Lesson:
 def _wanted(problem: Problem, first: First) -> FloatArray:
     """(n,) 1 for the candidates that are targets."""
     is_target = np.zeros(len(problem.union.row), np.float32)
-    is_target[problem.target_member[problem.target_member >= 0]] = 1.0
+    is_target[problem.target_member] = 1.0
     return is_target[first.members]
 
 

@@ -91,23 +91,29 @@ class _Search:
 
 @dataclass(frozen=True)
 class Problem:
-    """The union's entries by distinct candidate and channel, and where the targets are.
+    """The distinct candidates by channel, and where the targets are.
+
+    Only queries that found a target are compared: weights change nothing for the others.
 
     Attributes:
         union: Of the lists.
-        features: (U, C) what each channel gives each distinct candidate, before its weight.
-        pair_members: (P * members) the distinct candidates of each (query, target) pair's query, end to end.
-        pair_of_member: The pair of each of them.
-        target_member: (P,) the distinct candidate that is the target, -1 where no list has it.
+        features: (U, C) float32 what each channel gives each distinct candidate, before its weight.
+        found: (F,) which of the P (query, target) pairs are in any list.
+        target_member: (F,) the distinct candidate that is the target of each found pair.
+        members: (n,) the distinct candidates of each found pair's query, end to end.
+        starts: (F,) where each pair's begin.
+        compared: (n, C) the features of the members.
         pair_query: (P,) the query of each pair.
         num_queries: Q.
     """
 
     union: Union
-    features: Numbers
-    pair_members: IntArray
-    pair_of_member: IntArray
+    features: FloatArray
+    found: IntArray
     target_member: IntArray
+    members: IntArray
+    starts: IntArray
+    compared: FloatArray
     pair_query: IntArray
     num_queries: int
 
@@ -115,19 +121,21 @@ class Problem:
         """The objective's weighted mean for a weighted sum."""
         if not weights.any():
             return -1.0
-        return float(self.values_of((self.features @ weights).astype(np.float32), objective).mean())
+        theirs = self.compared @ weights.astype(np.float32)
+        of_targets = self.starts + self.target_member - self.members[self.starts] if len(self.starts) else self.starts
+        return float(self._values(theirs[of_targets], theirs, objective).mean())
 
     def values_of(self, scores: FloatArray, objective: dict[str, float]) -> Numbers:
         """(Q,) the objective for (U,) scores of the distinct candidates, ties at their mean rank."""
-        found = self.target_member >= 0
-        own = np.full(len(found), np.inf, np.float32)
-        own[found] = scores[self.target_member[found]]
-        theirs = scores[self.pair_members]
-        mine = own[self.pair_of_member]
-        count = len(own)
-        above = np.bincount(self.pair_of_member, theirs > mine, minlength=count)
-        ties = np.bincount(self.pair_of_member, theirs == mine, minlength=count) - 1
-        ranks = np.where(found, above + ties / 2, np.inf)
+        return self._values(scores[self.target_member], scores[self.members], objective)
+
+    def _values(self, own: FloatArray, theirs: FloatArray, objective: dict[str, float]) -> Numbers:
+        ranks = np.full(len(self.pair_query), np.inf)
+        if len(own):
+            mine = np.repeat(own, np.diff(np.append(self.starts, len(theirs))))
+            above = np.add.reduceat(theirs > mine, self.starts, dtype=np.int64)
+            ties = np.add.reduceat(theirs == mine, self.starts, dtype=np.int64) - 1
+            ranks[self.found] = above + ties / 2
         values = [
             share * metrics.METRICS[name](ranks, self.pair_query, self.num_queries) for name, share in objective.items()
         ]
@@ -137,19 +145,18 @@ class Problem:
 def problem_of(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) -> Problem:
     """What is to be solved for these lists."""
     union = unite(lists)
-    features = np.zeros((len(union.row), len(lists)))
+    features = np.zeros((len(union.row), len(lists)), np.float32)
     features[union.member, union.channel] = contributions(lists, union, fusion)
-    starts = np.searchsorted(union.query, np.arange(len(targets) + 1))
     pair_query = targets.row_of_value
-    sizes = (starts[1:] - starts[:-1])[pair_query]
-    pair_of_member = np.repeat(np.arange(len(pair_query)), sizes)
-    ends = np.cumsum(sizes)
-    inside = np.arange(len(pair_of_member)) - np.repeat(ends - sizes, sizes)
-    pair_members = np.repeat(starts[:-1][pair_query], sizes) + inside
-    target_member = np.full(len(pair_query), -1)
-    hit = union.row[pair_members] == targets.values[pair_of_member]
-    target_member[pair_of_member[hit]] = pair_members[hit]
-    return Problem(union, features, pair_members, pair_of_member, target_member, pair_query, len(targets))
+    span = int(max(union.row.max(initial=0), targets.values.max(initial=0))) + 1
+    keys, wanted = union.query * span + union.row, pair_query * span + targets.values
+    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+    found = np.flatnonzero(keys[place] == wanted) if len(keys) else np.zeros(0, np.int64)
+    first = np.searchsorted(union.query, np.arange(len(targets) + 1))
+    sizes = np.diff(first)[pair_query[found]]
+    starts = np.cumsum(sizes) - sizes
+    members = np.arange(sizes.sum()) + np.repeat(first[pair_query[found]] - starts, sizes)
+    return Problem(union, features, found, place[found], members, starts, features[members], pair_query, len(targets))
 
 
 def _neighbours(weights: Numbers, place: int) -> Iterator[Numbers]:
