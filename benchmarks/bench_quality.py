@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import scipy.sparse as sp
 
 from recsys_ray import override, presets, run
 from recsys_ray.core.config import parse_assignments
@@ -26,6 +25,7 @@ from recsys_ray.core.progress import say
 
 DATA = Path(os.environ.get("RECSYS_RAY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FUSED = "fused"
+PARTS = ("train", "valid", "test")
 Settings = dict[str, Any]
 
 
@@ -88,24 +88,31 @@ def parquet_files(folder: Path, _: Path) -> Settings:
     return {name: str(path) for name, path in found.items() if path.exists()}
 
 
-def given_parts(folder: Path, _: Path) -> Settings:
-    """train, valid and test in files of their own."""
+def given_parts(folder: Path, scratch: Path) -> Settings:
+    """train, valid and test in files of their own, whose events have no order: see `unordered`."""
+    for part in PARTS:
+        unordered(pq.read_table(folder / f"{part}.parquet"), scratch / f"{part}.parquet")
     return {
-        "data.events": str(folder / "train.parquet"),
+        "data.events": str(scratch / "train.parquet"),
         "split.protocol": "given",
-        "split.validation_events": str(folder / "valid.parquet"),
-        "split.test_events": str(folder / "test.parquet"),
+        "split.validation_events": str(scratch / "valid.parquet"),
+        "split.test_events": str(scratch / "test.parquet"),
     }
+
+
+def unordered(events: pa.Table, path: Path) -> None:
+    """Write events in a seeded random order: the order of the files is that of item ids, and ids may tell of time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(events.take(np.random.default_rng(0).permutation(len(events))), path)
 
 
 def sparse_parts(folder: Path, scratch: Path) -> Settings:
     """trn, val and tst as sparse matrices, with vectors of each item's picture and sound."""
     scratch.mkdir(parents=True, exist_ok=True)
-    for old, new in (("trn", "train"), ("val", "valid"), ("tst", "test")):
-        pairs = np.load(folder / f"{old}.npz", allow_pickle=True)
-        matrix = sp.coo_matrix((np.ones(len(pairs["row"])), (pairs["row"], pairs["col"])), tuple(pairs["shape"]))
-        table = {"user_id": matrix.row.astype(str).tolist(), "item_id": matrix.col.astype(str).tolist()}
-        pq.write_table(pa.table(table), scratch / f"{new}.parquet")
+    for name, part in zip(("trn", "val", "tst"), PARTS, strict=True):
+        pairs = np.load(folder / f"{name}.npz", allow_pickle=True)
+        ids = {"user_id": pairs["row"].astype(str).tolist(), "item_id": pairs["col"].astype(str).tolist()}
+        pq.write_table(pa.table(ids), scratch / f"{part}.parquet")
     vectors = {name: np.load(folder / f"{name}_feat.npy").astype(np.float32) for name in ("image", "audio")}
     count = len(vectors["image"])
     columns: dict[str, Any] = {"item_id": [str(row) for row in range(count)]}
