@@ -126,7 +126,10 @@ def reorder(
     places = np.array([list(whole).index(name) for name in lists])
     moved = replace(union, channel=places[union.channel])
     first = first_of(whole, moved, scaled, scores, ranker.item_popularity)
-    return reordered(scores, first.members, ranker.scores(first.features))
+    # Where one channel alone answers, as for a visitor without a history, its own order is the best there is.
+    answers = np.sum([candidates.rows[:, 0] >= 0 for candidates in lists.values()], axis=0)
+    several = answers[union.query[first.members]] > 1
+    return reordered(scores, first.members[several], ranker.scores(first.features[several]))
 
 
 def reordered(scores: FloatArray, members: IntArray, chances: FloatArray) -> FloatArray:

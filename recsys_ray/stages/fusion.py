@@ -19,7 +19,7 @@ from recsys_ray.retrieval.tuning import tune
 from recsys_ray.stages.fitted import Fit
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 4
+VERSION = 5
 FUSION_FILE = "fusion.json"
 WITHOUT_FOLDER = "without"
 

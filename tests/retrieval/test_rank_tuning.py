@@ -88,10 +88,12 @@ def test_one_query_is_ordered_as_in_a_batch_whatever_the_order_of_the_lists(lear
         np.testing.assert_allclose(found.scores[0], batch.scores[query])
 
 
-def test_a_late_channel_counts_as_an_empty_list(learned: Fusion) -> None:
+def test_the_list_of_the_only_channel_that_answers_keeps_its_order(learned: Fusion) -> None:
     lists, _ = confident_or_not(20, 5)
-    late = combine({"first": lists["first"]}, learned, 15)
-    assert set(late.candidates.rows[0][late.candidates.rows[0] >= 0]) <= set(lists["first"].rows[0])
+    nothing = Candidates.empty(20, 20)
+    for asked in ({"first": lists["first"]}, {"first": lists["first"], "second": nothing}):
+        found = combine(asked, learned, 20).candidates
+        np.testing.assert_array_equal(found.rows, lists["first"].rows)
 
 
 def test_scores_fall_and_those_in_order_are_above_one(learned: Fusion) -> None:
