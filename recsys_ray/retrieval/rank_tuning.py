@@ -17,12 +17,25 @@ _LEAST_QUERIES = 200  # fewer say nothing about trees
 _FOLDS = 2
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of items and channels beside the lists.
+
+    Attributes:
+        popularity: (N,) of the items for these queries, see `log_popularity`; of length 0 where it is not one for all.
+        impersonal: Channels that answer everybody alike. A place in their list names an item, so trees do not read it.
+    """
+
+    popularity: FloatArray
+    impersonal: frozenset[str] = frozenset()
+
+
 def add_ranker(
     fusion: Fusion,
     lists: dict[str, Candidates],
     targets: Ragged,
     config: FusionConfig,
-    popularity: FloatArray,
+    known: Known,
 ) -> Fusion:
     """The same fusion, with a ranker where the configuration wants one and where it is better.
 
@@ -34,16 +47,18 @@ def add_ranker(
         lists: Channel to its candidates for Q validation queries.
         targets: (Q) what each should find.
         config: See `FusionConfig`.
-        popularity: (N,) of the items for these queries, see `log_popularity`; of length 0 where it is not one for all.
+        known: What else the trees may read.
     """
-    if config.ranker is False or len(targets) < (_LEAST_QUERIES if config.ranker == "auto" else 1):
+    channels = tuple(name for name in lists if name not in known.impersonal)
+    least = _LEAST_QUERIES if config.ranker == "auto" else 1
+    if config.ranker is False or not channels or len(targets) < least:
         return fusion
     problem = problem_of(lists, targets, fusion)
     scores = (problem.features @ np.array([fusion.weights[name] for name in lists])).astype(np.float32)
     scaled = scaled_scores(lists, problem.union, fusion.temperatures)
-    first = first_of(lists, problem.union, scaled, scores, popularity)
+    first = first_of(lists, channels, problem.union, (scaled, scores), known.popularity)
     lesson = _Lesson(
-        tuple(lists), first.features, _wanted(problem, first), problem.union.query[first.members], popularity
+        channels, first.features, _wanted(problem, first), problem.union.query[first.members], known.popularity
     )
     if config.ranker == "auto":
         chances = lesson.chances_unseen()

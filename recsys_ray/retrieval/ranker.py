@@ -6,8 +6,8 @@ means more where its best score is high, or where the item is popular anyway.
 
 import base64
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,9 @@ REORDERED = 200
 ABSENT = 10_000.0
 """The rank of a candidate in a list that does not have it."""
 _TIE = 1e-4  # what the weighted sum counts beside the trees, which give many candidates the same chance
-_POPULARITY_STEPS = 16.0  # of the logarithm of an item's events
+# Steps of the logarithm of an item's events, so coarse that they tell no item from others: trees that could name an
+# item would learn by heart which ones validation asked for, instead of when a channel is right.
+_POPULARITY_STEPS = 1.0
 _SETTINGS: dict[str, Any] = {
     "objective": "binary",
     "num_leaves": 7,
@@ -49,7 +51,7 @@ class Ranker(Config):
     """A fitted ranker; all of it is text, so that it lies in `fusion.json`.
 
     Attributes:
-        channels: The columns that its trees read, in order.
+        channels: Those that its trees read, in order: channels that answer each question by itself.
         trees: LightGBM's model text.
         popularity: Of each item while it was fitted: bytes, compressed, base64. Empty: not known, 0 everywhere.
     """
@@ -62,10 +64,6 @@ class Ranker(Config):
     def item_popularity(self) -> FloatArray:
         """(N,) float32; of length 0 where it is not known."""
         return _unpacked(self.popularity)
-
-    def complete(self, lists: Mapping[str, Candidates], num_queries: int) -> dict[str, Candidates]:
-        """The lists of the ranker's channels, in its order; empty ones for those that are missing."""
-        return {name: lists.get(name, Candidates.empty(num_queries, 1)) for name in self.channels}
 
     def scores(self, features: FloatArray) -> FloatArray:
         """(n,) float32 chance, 0 … 1, that each of n candidates is what was looked for."""
@@ -89,25 +87,33 @@ class First:
 
 
 def first_of(
-    lists: Mapping[str, Candidates], union: Union, scaled: Numbers, scores: FloatArray, popularity: FloatArray
+    lists: Mapping[str, Candidates],
+    channels: Sequence[str],
+    union: Union,
+    of_entries: tuple[Numbers, FloatArray],
+    popularity: FloatArray,
 ) -> First:
     """What is to be reordered.
 
     Args:
         lists: Channel to its candidates, as `union` holds them.
+        channels: Those that the trees read, in order; one that is missing, since it was late, counts as an empty list.
         union: Of the lists.
-        scaled: (E,) scaled score of each entry of the union.
-        scores: (U,) weighted sum of each distinct candidate.
+        of_entries: (E,) scaled score of each entry of the union, and (U,) weighted sum of each distinct candidate.
         popularity: (N,) see `log_popularity`; of length 0 where it is not known.
     """
+    scaled, scores = of_entries
     members, _ = best_first(union, scores, REORDERED)
-    width = len(lists)
+    width = len(channels)
     features = np.zeros((len(union.row), 3 * width + 2), np.float32)
     features[:, width : 2 * width] = ABSENT
-    features[union.member, union.channel] = scaled
-    features[union.member, width + union.channel] = union.rank
-    best = np.stack([candidates.scores[:, 0] for candidates in lists.values()], axis=1)
-    features[:, 2 * width : 3 * width] = np.where(np.isfinite(best), best, 0.0)[union.query]
+    for column, name in enumerate(channels):
+        if name in lists:
+            mine = union.channel == list(lists).index(name)
+            features[union.member[mine], column] = scaled[mine]
+            features[union.member[mine], width + column] = union.rank[mine]
+            best = lists[name].scores[:, 0]
+            features[:, 2 * width + column] = np.where(np.isfinite(best), best, 0.0)[union.query]
     features[:, -2] = scores
     # Items that came after the ranker was fitted count as met by nobody.
     known = union.row < len(popularity)
@@ -120,12 +126,9 @@ def reorder(
 ) -> FloatArray:
     """(U,) scores of the distinct candidates: 1 to 2 for those that the trees put in order, below 1 for the others.
 
-    Args: See `first_of`. A channel of the ranker that is missing, since it was late, counts as a list without items.
+    Args: See `first_of`.
     """
-    whole = ranker.complete(lists, len(next(iter(lists.values()))))
-    places = np.array([list(whole).index(name) for name in lists])
-    moved = replace(union, channel=places[union.channel])
-    first = first_of(whole, moved, scaled, scores, ranker.item_popularity)
+    first = first_of(lists, ranker.channels, union, (scaled, scores), ranker.item_popularity)
     # Where one channel alone answers, as for a visitor without a history, its own order is the best there is.
     answers = np.sum([candidates.rows[:, 0] >= 0 for candidates in lists.values()], axis=0)
     several = answers[union.query[first.members]] > 1

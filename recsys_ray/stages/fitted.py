@@ -79,6 +79,11 @@ def load_retriever(path: Path) -> Retriever:
     return _assemble(json.loads(path.read_text()))
 
 
+def impersonal(fitted: Fit) -> frozenset[str]:
+    """The channels that answer everybody alike."""
+    return frozenset(name for name, artifact in fitted.channels.items() if not load_fitted(artifact).reads)
+
+
 def load_fitted(artifact: Artifact) -> Channel:
     """A channel from its artifact, verified first: FAISS and memory-mapped tables check nothing themselves."""
     verify(artifact)

