@@ -157,7 +157,7 @@ def choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> Ch
         return Choice(given, (row,), f"{config.factory} was asked for", config.k)
     measured = [measure.row(oracle, 0.0)]
     best: tuple[float, str, str] = (measured[0].queries_per_s, EXACT, "")
-    for factory, sweep in _candidates(len(vectors), vectors.shape[1], measure.k):
+    for factory, sweep in candidates(len(vectors), vectors.shape[1], measure.k):
         rows = _try(vectors, factory, sweep, measure, config)
         measured += rows
         best = max([best, *((r.queries_per_s, r.factory, r.parameters) for r in rows if _holds(r, config))])
@@ -241,11 +241,10 @@ def _decide(oracle: ExactIndex, measured: list[Measured], best: tuple[float, str
     return Choice(build(oracle.vectors, best[1], best[2], config.threads), tuple(measured), note, config.k)
 
 
-def _candidates(num_items: int, dim: int, k: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def candidates(num_items: int, dim: int, k: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Factory strings worth measuring, each with search settings from fast to thorough."""
     yield "SQfp16", ("",)
-    lists = int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(num_items))), 2, 16))
-    lists = min(lists, max(1, num_items // 8))
+    lists = num_lists(num_items)
     # Fewer probes than fill 2k results would be answered by exact search; more than a quarter gain nothing on it.
     enough = 2 * k * lists / num_items
     probes = tuple(f"nprobe={probe}" for probe in (1, 2, 4, 8, 16, 32, 64, 128, 256) if enough <= probe <= lists // 4)
@@ -255,6 +254,12 @@ def _candidates(num_items: int, dim: int, k: int) -> Iterator[tuple[str, tuple[s
     yield "HNSW32", tuple(f"efSearch={width}" for width in (64, 128, 256, 512))
     if dim % 2 == 0 and num_items >= _MIN_PQ_ITEMS:
         yield f"PQ{dim // 2}x4fs,RFlat", tuple(f"k_factor_rf={factor}" for factor in (1, 2, 4, 8, 16))
+
+
+def num_lists(num_items: int) -> int:
+    """How many lists an IVF candidate of so many items has."""
+    lists = int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(num_items))), 2, 16))
+    return min(lists, max(1, num_items // 8))
 
 
 def _holds(row: Measured, config: IndexConfig) -> bool:
