@@ -1,7 +1,7 @@
 """What a person sees while something long runs: plain lines and progress bars on stderr, so that stdout stays data."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -30,11 +30,11 @@ def say_into(path: Path, text: str) -> None:
 
 
 @contextmanager
-def following(path: Path) -> Iterator[None]:
-    """Say here what other processes say into a file, from now on until the block ends."""
+def following(path: Path, take: Callable[[str], None] = say) -> Iterator[None]:
+    """Take each line that other processes say into a file, from now on until the block ends; by default say it here."""
     done = threading.Event()
     begin = path.stat().st_size if path.is_file() else 0
-    thread = threading.Thread(target=_follow, args=(path, begin, done), daemon=True)
+    thread = threading.Thread(target=_follow, args=(path, begin, done, take), daemon=True)
     thread.start()
     try:
         yield
@@ -43,7 +43,7 @@ def following(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def _follow(path: Path, place: int, done: threading.Event) -> None:
+def _follow(path: Path, place: int, done: threading.Event, take: Callable[[str], None]) -> None:
     last_look = False
     while not last_look:
         last_look = done.wait(_LOOK_EVERY_S)
@@ -51,7 +51,7 @@ def _follow(path: Path, place: int, done: threading.Event) -> None:
             with path.open() as stream:
                 stream.seek(place)
                 for line in stream:
-                    say(line.rstrip("\n"))
+                    take(line.rstrip("\n"))
                 place = stream.tell()
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,12 @@ def item_inputs(work: Work, data: Data, features: Features, model: TwoTower, sco
 def _fit(work: Work, model: TwoTower, data: TrainInput, scope: Scope, key: str) -> TrainResult:
     """Train where the settings say. A run that was cut goes on from its checkpoints, which are kept under its key."""
     config, directory = work.config.training, Path(work.config.storage).absolute() / "training" / key
+    watch = None if work.watch is None else partial(work.watch, scope.name)
     if config.workers == 0:
-        result = fit_in_process(model, data, config, directory, stop_after=scope.epochs)
+        result = fit_in_process(model, data, config, directory, scope.epochs, watch)
     else:
         work.need_ray()
-        result = fit_on_ray(model, data, config, directory, stop_after=scope.epochs)
+        result = fit_on_ray(model, data, config, directory, scope.epochs, watch)
     shutil.rmtree(directory, ignore_errors=True)
     return result
 

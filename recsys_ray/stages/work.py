@@ -1,5 +1,6 @@
 """What every stage is given, and the scope of events that a fit may see."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -11,6 +12,10 @@ from recsys_ray.core.events import Events
 from recsys_ray.core.on_ray import connected
 from recsys_ray.data.dataset import Dataset, Targets
 from recsys_ray.stages.runner import StageRunner
+from recsys_ray.training.progress import EpochRecord
+
+Watch = Callable[[str, EpochRecord], None]
+"""Takes the name of a scope and an epoch of the training on it, while it runs."""
 
 
 @dataclass
@@ -20,10 +25,12 @@ class Work:
     Attributes:
         config: The whole configuration.
         runner: Finds or makes artifacts.
+        watch: Looks on while towers are trained; None where nobody does.
     """
 
     config: RunConfig
     runner: StageRunner
+    watch: Watch | None = None
     _exits: ExitStack = field(default_factory=ExitStack)
     _connected: bool = False
 

@@ -17,7 +17,7 @@ from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import DeepSpeedEngine, Engine, PlainEngine
-from recsys_ray.training.loop import Hooks, train
+from recsys_ray.training.loop import Hooks, Watch, train
 from recsys_ray.training.optimizer import build_adamw
 from recsys_ray.training.progress import EpochRecord, TrainResult
 
@@ -28,6 +28,7 @@ def fit_in_process(
     config: TrainingConfig,
     directory: Path | None = None,
     stop_after: int | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Train in this process, without Ray. The model ends with the weights of the result.
 
@@ -37,10 +38,11 @@ def fit_in_process(
         config: The settings, with ``workers`` 0.
         directory: Keeps the newest checkpoint; a run that was cut goes on from it. None keeps none.
         stop_after: Train exactly so many epochs of the schedule, see `Hooks`.
+        watch: Takes each epoch's record.
     """
     if config.workers:
         raise ConfigError("training.workers", config.workers, "0 in process; fit_on_ray takes more")
-    hooks = Hooks(stop_after=stop_after)
+    hooks = Hooks(stop_after=stop_after, watch=watch)
     if directory is not None:
         keeper = LocalCheckpoints(directory)
         hooks = replace(hooks, keep=keeper.keep, resume=keeper.newest())

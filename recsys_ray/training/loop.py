@@ -24,6 +24,9 @@ from recsys_ray.training.validation import subsample, validate
 KeepCheckpoint = Callable[[EpochRecord, Callable[[Path], None]], None]
 """Called after each epoch by every rank: the epoch's record, and what writes this rank's part into a directory."""
 
+Watch = Callable[[EpochRecord], None]
+"""Called by rank 0 after each epoch, once its checkpoint is kept."""
+
 POPULARITY = 0.5
 SAY_EVERY_S = 20.0
 
@@ -37,12 +40,14 @@ class Hooks:
         resume: A checkpoint to go on from.
         stop_after: Train exactly so many epochs of the schedule, without early stopping.
         say: Takes each line for people; rank 0 speaks.
+        watch: Takes each epoch's record; None where nobody looks on.
     """
 
     keep: KeepCheckpoint | None = None
     resume: Path | None = None
     stop_after: int | None = None
     say: Callable[[str], None] = say
+    watch: Watch | None = None
 
 
 def train(
@@ -85,6 +90,8 @@ def train(
         run.keep_best(progress, record)
         if hooks.keep is not None:
             hooks.keep(record, lambda directory: save_checkpoint(directory, engine, progress, place))
+        if hooks.watch is not None and place[0] == 0:
+            hooks.watch(record)
     run.say(f"training done: epoch {progress.best_epoch} of {progress.epochs} is kept")
     return TrainResult.of(progress)
 

@@ -1,9 +1,10 @@
 """The same training as Ray Train workers: checkpoints of all ranks, restart after a lost worker."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from recsys_ray.training.checkpoint import read_result
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput, load_input, save_input
 from recsys_ray.training.fit import run_rank
-from recsys_ray.training.loop import Hooks
+from recsys_ray.training.loop import Hooks, Watch
 from recsys_ray.training.progress import EpochRecord, TrainResult
 
 CHECKPOINTS_KEPT = 2
 _LINES = "lines.txt"  # what rank 0 says, for the driver to pass on
+_RECORDS = "records.jsonl"  # what rank 0 measured, one line an epoch
 
 
 def fit_on_ray(
@@ -34,6 +36,7 @@ def fit_on_ray(
     config: TrainingConfig,
     directory: Path,
     stop_after: int | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Train on ``config.workers`` Ray Train workers. The model ends with the weights of the result.
 
@@ -47,6 +50,7 @@ def fit_on_ray(
         directory: The run's own folder, on storage that all nodes share; it gets the model, the data and the
             checkpoints. What is in it already must come from the same model, data and settings.
         stop_after: Train exactly so many epochs of the schedule, see `Hooks`.
+        watch: Takes each epoch's record, here and not in the workers.
 
     Raises:
         ConfigError: When no Ray cluster is connected, or ``workers`` is 0.
@@ -63,6 +67,7 @@ def fit_on_ray(
         "config": config.model_dump(),
         "stop_after": stop_after,
         "lines": str(directory / _LINES),
+        "records": str(directory / _RECORDS),
     }
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # its return value comes back in the result
@@ -76,7 +81,7 @@ def fit_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
     )
-    with following(directory / _LINES):
+    with following(directory / _LINES), following(directory / _RECORDS, partial(_take_record, watch)):
         result = _read(_fit(trainer))
     model.load_state_dict(result.weights)
     return result
@@ -123,7 +128,12 @@ def _work(settings: dict[str, Any]) -> str | None:
     model = load_towers(Path(settings["model"])).to(get_device())
     data = load_input(Path(settings["input"]))
     newest = ray.train.get_checkpoint()
-    hooks = Hooks(_keep, stop_after=settings["stop_after"], say=partial(say_into, Path(settings["lines"])))
+    hooks = Hooks(
+        _keep,
+        stop_after=settings["stop_after"],
+        say=partial(say_into, Path(settings["lines"])),
+        watch=lambda record: say_into(Path(settings["records"]), json.dumps(asdict(record))),
+    )
     try:
         if newest is None:
             run_rank(model, data, config, place, hooks)
@@ -133,6 +143,11 @@ def _work(settings: dict[str, Any]) -> str | None:
     except RecsysError as error:
         return str(error)
     return None
+
+
+def _take_record(watch: Watch | None, line: str) -> None:
+    if watch is not None:
+        watch(EpochRecord(**json.loads(line)))
 
 
 def _keep(record: EpochRecord, write: Callable[[Path], None]) -> None:

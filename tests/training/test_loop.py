@@ -36,8 +36,10 @@ def dropping(towers: TwoTower) -> TwoTower:
 def test_training_learns_and_returns_the_weights_of_the_best_epoch(
     towers: TwoTower, data: TrainInput, settings: Settings
 ) -> None:
-    result = fit_in_process(towers, data, settings(epochs=8, learning_rate=0.02))
+    watched: list[EpochRecord] = []
+    result = fit_in_process(towers, data, settings(epochs=8, learning_rate=0.02), watch=watched.append)
     assert [record.epoch for record in result.records] == list(range(1, 9))
+    assert tuple(watched) == result.records
     assert result.records[-1].loss < result.records[0].loss - 0.3
     best = max(result.records, key=lambda record: record.validation["ndcg@10"])
     assert result.best_epoch == best.epoch

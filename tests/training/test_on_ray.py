@@ -17,6 +17,7 @@ from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.on_ray import fit_on_ray
+from recsys_ray.training.progress import EpochRecord
 
 pytestmark = pytest.mark.ray
 Settings = Callable[..., TrainingConfig]
@@ -60,15 +61,21 @@ def test_a_killed_worker_changes_nothing(
 ) -> None:
     config = settings(workers=2, epochs=6, engine="deepspeed", zero_stage=2)
     models = [copy.deepcopy(towers), copy.deepcopy(towers)]
+    watched: list[list[EpochRecord]] = [[], []]
     # Two runs side by side, of which one loses a worker, and with it the half of the optimizer that was its own.
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(fit_on_ray, model, data, config, tmp_path / str(name)) for name, model in enumerate(models)]
+        runs = [
+            pool.submit(fit_on_ray, model, data, config, tmp_path / str(name), watch=watched[name].append)
+            for name, model in enumerate(models)
+        ]
         killed = kill_one_after_its_first_checkpoint(tmp_path)
         one, other = (run.result() for run in runs)
 
     assert killed is not None
     assert [record.loss for record in one.records] == [record.loss for record in other.records]
     assert one.best_epoch == other.best_epoch
+    for result, seen in zip((one, other), watched, strict=True):
+        assert {record.epoch: record.validation for record in seen} == {r.epoch: r.validation for r in result.records}
     assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
     for model in models:
         assert all(torch.equal(tensor, one.weights[name]) for name, tensor in model.state_dict().items())
