@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -13,6 +13,7 @@ from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
 from recsys_ray.core.config import Config, execution
 from recsys_ray.index.exact import EXACT, ExactIndex, load_vectors, read_settings
 from recsys_ray.index.faiss_index import FaissIndex, build, import_faiss, load_faiss
+from recsys_ray.index.prefix import PREFIX_FOLDER, PrefixIndex, cut, require_dim
 
 AUTO = "auto"
 _TIE = 1e-5
@@ -55,6 +56,9 @@ class IndexConfig(Config):
             without FAISS; anything else is a FAISS factory string, taken as it is.
         parameters: Search-time settings of a factory given by hand, e.g. "nprobe=16".
         target_recall: The recall@k that "auto" must hold on the held-out queries.
+        dim: Search by the first so many numbers of each vector, at unit length again, and cut queries the same way;
+            null takes all. Vectors trained with `training.matryoshka` lose little by it. It holds for every channel
+            that has an index.
         k: How many results recall is measured over.
         exact_below: Catalogues smaller than this are searched exactly whatever was measured.
         max_queries: How many held-out queries are measured at most.
@@ -64,6 +68,7 @@ class IndexConfig(Config):
     factory: str = Field(AUTO, min_length=1)
     parameters: str = ""
     target_recall: float = Field(0.99, gt=0, le=1)
+    dim: int | None = Field(None, ge=1)
     k: int = Field(100, ge=1)
     exact_below: int = Field(20_000, ge=0)
     max_queries: int = Field(500, ge=1)
@@ -118,7 +123,8 @@ class Choice:
         chosen = [row for row in self.measured if self._is_chosen(row)]
         return {
             "factory": self.index.factory,
-            "parameters": self.index.parameters if isinstance(self.index, FaissIndex) else "",
+            "parameters": _parameters(self.index),
+            "dim": self.index.dim if isinstance(self.index, PrefixIndex) else self.index.vectors.shape[1],
             "k": self.k,
             "recall": chosen[0].recall if chosen else None,
             "queries_per_s": chosen[0].queries_per_s if chosen else None,
@@ -127,12 +133,11 @@ class Choice:
         }
 
     def _is_chosen(self, row: Measured) -> bool:
-        parameters = self.index.parameters if isinstance(self.index, FaissIndex) else ""
-        return (row.factory, row.parameters) == (self.index.factory, parameters)
+        return (row.factory, row.parameters) == (self.index.factory, _parameters(self.index))
 
 
 def choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> Choice:
-    """Build the index that `config` asks for.
+    """Build the index that `config` asks for. With `dim` the oracle too holds the vectors that are cut.
 
     Args:
         vectors: (N, D) float32.
@@ -140,9 +145,17 @@ def choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> Ch
         config: See `IndexConfig`.
 
     Raises:
-        ConfigError: When a factory given by hand does not fit the vectors.
+        ConfigError: When a factory given by hand or `dim` does not fit the vectors.
         MissingExtraError: When FAISS is needed and not installed.
     """
+    if config.dim is None:
+        return _choose(vectors, held_out, config)
+    require_dim(config.dim, vectors)
+    choice = _choose(cut(vectors, config.dim), cut(held_out, config.dim), config)
+    return replace(choice, index=PrefixIndex(vectors, choice.index))
+
+
+def _choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> Choice:
     vectors = np.ascontiguousarray(vectors, np.float32)
     # A query of zeros (nothing known of the user) scores all items alike: any index would seem to find them all.
     held_out = held_out[held_out.any(1)]
@@ -172,7 +185,10 @@ def load_index(directory: Path) -> Index:
         MissingExtraError: When the index is a FAISS one and FAISS is not installed.
     """
     # What the index is stands in a file of the manifest: a FAISS file that was put beside it is never opened.
-    if read_settings(directory)["factory"] == EXACT:
+    settings = read_settings(directory)
+    if "dim" in settings:
+        return PrefixIndex(load_vectors(directory), load_index(directory / PREFIX_FOLDER))
+    if settings["factory"] == EXACT:
         return ExactIndex(load_vectors(directory))
     return load_faiss(directory)
 
@@ -187,8 +203,7 @@ class _Measure:
 
     def row(self, index: Index, build_s: float) -> Measured:
         num_bytes = self.oracle.vectors.nbytes if isinstance(index, ExactIndex) else _num_bytes(index)
-        parameters = index.parameters if isinstance(index, FaissIndex) else ""
-        return Measured(index.factory, parameters, self._recall(index), self._speed(index), num_bytes, build_s)
+        return Measured(index.factory, _parameters(index), self._recall(index), self._speed(index), num_bytes, build_s)
 
     def _recall(self, index: Index) -> float:
         if len(self.queries) == 0 or isinstance(index, ExactIndex):
@@ -271,6 +286,12 @@ def _spread(queries: FloatArray, count: int) -> FloatArray:
     if len(queries) <= count:
         return np.ascontiguousarray(queries, np.float32)
     return np.ascontiguousarray(queries[np.linspace(0, len(queries) - 1, count).astype(np.int64)], np.float32)
+
+
+def _parameters(index: Index) -> str:
+    """The search-time settings it was built with; exact search has none."""
+    inner = index.inner if isinstance(index, PrefixIndex) else index
+    return inner.parameters if isinstance(inner, FaissIndex) else ""
 
 
 def _num_bytes(index: Index) -> int:
