@@ -17,8 +17,8 @@ from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.stages import channels, dataset, evaluation, features, fusion, modalities, release, towers
 from recsys_ray.stages.features import Features
 from recsys_ray.stages.fitted import Configs, Fit, need_towers
-from recsys_ray.stages.runner import StageRunner
-from recsys_ray.stages.work import Data, Scope, Work, fold_scopes, publish_scope, refit_scope
+from recsys_ray.stages.runner import SECONDS, StageRunner
+from recsys_ray.stages.work import Data, Scope, Watch, Work, fold_scopes, publish_scope, refit_scope
 
 STAGES = ("prepare", "features", "train", "embed", "index", "fit", "evaluate", "publish", "run")
 RELEASE_LINK = "release"
@@ -100,6 +100,28 @@ def run(config: RunConfig, until: str = "run") -> RunResult:
         served = _fit_to_serve(work, data, frozen, fits[-1], fused)
         published = release.publish(work, data, frozen, served, fused_artifact, report)
         return _with_release(result, published)
+
+
+def validate(config: RunConfig, watch: Watch | None = None) -> dict[str, Any]:
+    """Fit and fuse as `run` does, and rank validation alone; test is never asked, and only artifacts are written.
+
+    Args:
+        config: All settings.
+        watch: Looks on while towers are trained.
+
+    Returns:
+        Ranking (a channel, or "fused") to metric to its mean.
+
+    Raises:
+        RecsysError: With what is wrong and what to do about it.
+    """
+    with Work(config, StageRunner(Path(config.storage) / "artifacts"), watch) as work:
+        data = dataset.prepare(work)
+        frozen = features.features(work, data)
+        fits = _fit_all(work, data, frozen, fold_scopes(data.dataset), channels.configured(work))
+        fused, fused_artifact = fusion.fuse(work, data, fits)
+        summary = evaluation.validate(work, data, fits, fused, fused_artifact).summary
+        return {name: value for name, value in summary.items() if name != SECONDS}
 
 
 def _fit_all(

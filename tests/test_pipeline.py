@@ -18,7 +18,7 @@ from recsys_ray.core.config import override
 from recsys_ray.core.errors import ArtifactError, ConfigError, DataError
 from recsys_ray.data.synthetic import make_synthetic
 from recsys_ray.evaluation.ranks import RANKS_FILE, Ranks
-from recsys_ray.pipeline import run
+from recsys_ray.pipeline import run, validate
 from recsys_ray.presets import PRESETS
 
 IN_PROCESS = {"training.workers": 0, "model.text": None, "channels.content.space": None}
@@ -278,3 +278,14 @@ def test_packaged_text_model_feeds_towers_content_and_search(config, tmp_path):
     found = release.search("ocean", k=5)
     assert len(found) == 5
     assert any("by_text" in item.channels for item in found)
+
+
+def test_validation_alone_is_what_the_report_says_and_leaves_no_report(config, result):
+    report = json.loads((Path(config.storage) / "report.json").read_text())["validation"]
+    before = artifacts(Path(config.storage))
+    found = validate(config)
+    assert {name: found[name]["recall@10"] for name in found} == pytest.approx(
+        {name: values["recall@10"] for name, values in report.items()}
+    )
+    made = set(artifacts(Path(config.storage))) - set(before)
+    assert {name.split("/")[1] for name in made} == {"validation"}

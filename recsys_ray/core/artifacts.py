@@ -1,13 +1,15 @@
 """Artifacts: immutable directories with a manifest, published atomically and verified before they are read."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +89,18 @@ class ArtifactStore:
         """The artifact when it was published whole, else None."""
         path = self.path(kind, artifact_id)
         return open_artifact(path, kind) if (path / MANIFEST).is_file() else None
+
+    @contextmanager
+    def alone(self, kind: str, artifact_id: str) -> Iterator[None]:
+        """Keep other processes and threads that would make the same artifact waiting for the length of the block.
+
+        The lock goes with the process that holds it, however that ends.
+        """
+        path = self.root / ".locks" / f"{kind}-{artifact_id}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def publish(
         self,

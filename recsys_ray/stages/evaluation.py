@@ -9,6 +9,8 @@ from typing import Any
 
 from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.config import result_settings
+from recsys_ray.core.errors import DataError
+from recsys_ray.core.metrics import METRICS
 from recsys_ray.core.on_ray import cluster_cpus
 from recsys_ray.core.progress import say
 from recsys_ray.data.dataset import Fold, Targets
@@ -25,7 +27,15 @@ from recsys_ray.evaluation.questions import Questions
 from recsys_ray.evaluation.ranks import RANKS_FILE, Ranks
 from recsys_ray.evaluation.replay import Replay, block_size, pool, replay
 from recsys_ray.evaluation.report import write_report
-from recsys_ray.evaluation.summary import Evaluation, FoldQuestions, Ranker, Replays, replay_folds, summarise
+from recsys_ray.evaluation.summary import (
+    Evaluation,
+    FoldQuestions,
+    Ranker,
+    Replays,
+    per_query,
+    replay_folds,
+    summarise,
+)
 from recsys_ray.retrieval.channels.files import read_header
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.ranker import REORDERED
@@ -35,6 +45,7 @@ from recsys_ray.stages.towers import RECORDS_FILE
 from recsys_ray.stages.work import Data, Work
 
 VERSION = 3
+VALIDATION_VERSION = 1
 _SCORES_WORTH_RAY = 10_000_000_000  # about two minutes of one core; a cluster and its workers take some fifteen seconds
 
 
@@ -62,7 +73,8 @@ def evaluate(
 
     def write(directory: Path) -> Mapping[str, Any]:
         asked = [_fold_questions(work, data, fold, load_without(fusion_artifact, fits)) for fold in data.dataset.folds]
-        shards = _shards(work, fits, asked)
+        num_queries = sum(len(fold.test) + len(fold.validation) for fold in asked)
+        shards = _shards(work, fits, num_queries, data)
         replays = replay_folds(_rankers(work, fits, fusion, shards), asked)
         if refits:
             replays = replace(replays, refit=_replay_refits(work, data, refits, fusion, shards))
@@ -82,10 +94,47 @@ def evaluate(
     return work.runner.run("report", VERSION, settings, parents, write, label="evaluate")
 
 
+def validate(work: Work, data: Data, fits: Sequence[Fit], fusion: Fusion, fusion_artifact: Artifact) -> Artifact:
+    """Full ranking of validation alone; the summary holds ranking to metric to mean. Test is never asked.
+
+    Args:
+        work: The run.
+        data: The dataset.
+        fits: What was fitted on the training events of each fold.
+        fusion: Chosen on validation.
+        fusion_artifact: Where it is.
+
+    Raises:
+        DataError: When the split has no validation.
+    """
+    settings = work.config.evaluation
+
+    def write(_: Path) -> Mapping[str, Any]:
+        asked = [_validation_questions(work, data, fold) for fold in data.dataset.folds]
+        shards = _shards(work, fits, sum(map(len, asked)), data)
+        ranked = zip(_rankers(work, fits, fusion, shards), asked, strict=True)
+        done = pool([rank(questions) for rank, questions in ranked])
+        if not done.num_queries:
+            raise DataError(f"split.protocol={work.config.split.protocol} left no validation event to judge by")
+        return {
+            name: {metric: float(per_query(done, name, metric).mean()) for metric in METRICS} for name in done.ranks
+        }
+
+    chosen = {"max_users": settings.max_users, "seed": settings.seed}
+    parents = {**parents_of(data, fits), "fusion": fusion_artifact}
+    return work.runner.run("validation", VALIDATION_VERSION, chosen, parents, write, label="validate")
+
+
+def _validation_questions(work: Work, data: Data, fold: Fold) -> Questions:
+    settings = work.config.evaluation
+    questions = Questions("validation", fold.validation, fold.train.item_counts(), data.user_tokens)
+    return questions.sample(settings.max_users, settings.seed)
+
+
 def _fold_questions(work: Work, data: Data, fold: Fold, without: Mapping[str, Fusion]) -> FoldQuestions:
     settings, counts, tokens = work.config.evaluation, fold.train.item_counts(), data.user_tokens
     test = Questions("test", fold.test, counts, tokens).sample(settings.max_users, settings.seed)
-    validation = Questions("validation", fold.validation, counts, tokens).sample(settings.max_users, settings.seed)
+    validation = _validation_questions(work, data, fold)
     if not settings.sample_users:
         return FoldQuestions(test, validation)
     sample = test.sample(max(1, settings.sample_users // len(data.dataset.folds)), settings.seed)
@@ -113,11 +162,11 @@ def _rankers(work: Work, fits: Sequence[Fit], fusion: Fusion, shards: int) -> It
             yield partial(replay_on_ray, load_retriever, path, config=settings, shards=shards)
 
 
-def _shards(work: Work, fits: Sequence[Fit], asked: Sequence[FoldQuestions]) -> int:
+def _shards(work: Work, fits: Sequence[Fit], num_queries: int, data: Data) -> int:
     """Into how many tasks each replay is cut; says what ranking will hold in memory."""
     settings = work.config.evaluation
-    num_items, channels = len(asked[0].test.train_counts), len(fits[0].channels)
-    scores = num_items * channels * sum(len(fold.test) + len(fold.validation) for fold in asked)
+    num_items, channels = len(data.dataset.item_ids), len(fits[0].channels)
+    scores = num_items * channels * num_queries
     shards = settings.shards or 1
     if shards > 1 or (settings.shards is None and scores > _SCORES_WORTH_RAY):
         work.need_ray()

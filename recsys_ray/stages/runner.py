@@ -50,7 +50,10 @@ class StageRunner:
         artifact = self.store.find(kind, key)
         if artifact is None:
             say(f"▶ {label}")
-            artifact = self.store.publish(kind, key, _timed(write), settings, parent_ids)
+            with self.store.alone(kind, key):  # another run may be making the same: then it is waited for
+                artifact = self.store.find(kind, key) or self.store.publish(
+                    kind, key, _timed(write), settings, parent_ids
+                )
             say(f"✔ {label} in {artifact.summary[SECONDS]:.1f} s")
         else:
             say(f"✔ {label}: nothing changed, reused {key}")
