@@ -2,11 +2,16 @@
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 DATA = Path(os.environ.get("RECSYS_RAY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -40,3 +45,21 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis of the session's own, on a Unix socket: no port to collide with anybody."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    socket = tmp_path_factory.mktemp("redis") / "redis.sock"
+    settings = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
+    process = subprocess.Popen([binary, *settings], stdout=subprocess.DEVNULL, cwd=socket.parent)
+    try:
+        with Redis(unix_socket_path=str(socket), retry=Retry(ConstantBackoff(0.02), 500)) as client:
+            client.ping()
+        yield f"unix://{socket}"
+    finally:
+        process.kill()
+        process.wait()

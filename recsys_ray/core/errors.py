@@ -6,6 +6,7 @@ RecsysError
 ├── ArtifactError    an artifact is missing, incomplete or not what its manifest says
 ├── SpaceError       vectors of two different spaces would have met
 ├── MissingExtraError  an optional dependency is needed: names the extra to install
+├── StoreError       a store of live state cannot be reached or written
 ├── NotApplicable    the data has nothing for an optional part, which is then left out aloud
 └── TrainingError    training cannot go on (NaN loss, disk full); the last good checkpoint stands
 """
@@ -49,6 +50,10 @@ class MissingExtraError(RecsysError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional dependency: pip install 'recsys-ray[{extra}]'")
+
+
+class StoreError(RecsysError):
+    """A store of live state (histories, item log) cannot be reached, read or written."""
 
 
 class NotApplicable(RecsysError):

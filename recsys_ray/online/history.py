@@ -1,4 +1,4 @@
-"""Histories of users by external ids: the protocol, and the histories that a release was published with."""
+"""Histories of users by external ids: the protocol of live stores, and the histories that a release came with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,62 @@ HISTORIES_FILE = "histories.parquet"
 _SCHEMA = pa.schema([(USER_ID, pa.string()), (ITEM_ID, pa.list_(pa.string())), (TOKENS, pa.list_(pa.int32()))])
 
 
-class HistoryStore(Protocol):
-    """What is known of users. Stores keep external ids, never rows: rows change with every release."""
+@dataclass(frozen=True, order=True)
+class Event:
+    """One live interaction of a user. The order of a history is that of these fields.
 
-    def get(self, user_id: str) -> list[str]:
-        """The user's item ids, oldest first; empty when the user is unknown."""
+    Attributes:
+        timestamp_us: Microseconds since 1970.
+        item_id: External id.
+        kind: View, click, purchase, …
+    """
+
+    timestamp_us: int
+    item_id: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class LiveHistory:
+    """What a live store knows of one user.
+
+    Attributes:
+        events: Oldest first.
+        erased: The user was erased: what a release still holds of the user must not be read.
+    """
+
+    events: tuple[Event, ...] = ()
+    erased: bool = False
+
+    def after(self, published: Sequence[str]) -> list[str]:
+        """The user's item ids, oldest first: those of a release, then the live ones.
+
+        A release that was made of these events too holds the same items: each then stands at its live place only.
+        """
+        live = [event.item_id for event in self.events]
+        again = set(live)
+        return live if self.erased else [*(item for item in published if item not in again), *live]
+
+
+class HistoryStore(Protocol):
+    """Live histories. Stores keep external ids, never rows: rows change with every release.
+
+    Laws, checked by one contract test: what `append` returned from is seen by every process, also after a crash; an
+    event that comes twice counts once; a user keeps the newest `max_events` events; erasing leaves no event behind.
+    All methods raise `StoreError` when the store cannot be reached.
+    """
+
+    def append(self, events: Sequence[tuple[str, Event]]) -> None:
+        """Add events, each with its user's id: all of them or none."""
         ...
 
-    def __contains__(self, user_id: str) -> bool: ...
+    def get(self, user_id: str) -> LiveHistory:
+        """What is known of the user; empty when the user is unknown."""
+        ...
+
+    def erase(self, user_id: str) -> None:
+        """Delete the user's events, and remember that the release's history of the user must not be read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +89,7 @@ class PublishedHistories:
     table: pa.Table
 
     def get(self, user_id: str) -> list[str]:
-        """See `HistoryStore.get`."""
+        """The user's item ids, oldest first; empty when the user is unknown."""
         row = self.user_ids.row(user_id)
         items: list[str] = self.table.column(ITEM_ID)[row].as_py() if row >= 0 else []
         return items
