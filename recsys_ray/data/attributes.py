@@ -1,4 +1,4 @@
-"""Derived columns of items and users: joined text, attribute tokens, standardised numbers, vectors of one length."""
+"""Derived columns of items and users: attribute tokens, standardised numbers, vectors of one length."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,11 @@ import pyarrow.compute as pc
 
 from recsys_ray.core import validate
 from recsys_ray.core.arrays import IntArray
+from recsys_ray.core.derived import field_values, floats, standardise
 from recsys_ray.core.errors import DataError
 from recsys_ray.core.schema import NumericField
 from recsys_ray.data.rejected import Rejected, places
-from recsys_ray.data.roles import MAX_CODES, is_flag, is_list, is_number
+from recsys_ray.data.roles import MAX_CODES, is_flag, is_number
 
 _BINS = 10
 
@@ -29,16 +30,6 @@ class Tokens:
     vocabulary: dict[str, int]
 
 
-def joined_text(table: pa.Table, fields: list[str]) -> pa.ChunkedArray:
-    """The text fields of each row, one a line; null where a row has none."""
-    if not fields:
-        return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-    # Arrow's null_handling="skip" loses the rows in which every part is null, so each part brings its line end.
-    lines = [pc.binary_join_element_wise(_as_text(table.column(name)), "", "\n") for name in fields]
-    joined = pc.utf8_rtrim_whitespace(pc.binary_join_element_wise(*(pc.fill_null(line, "") for line in lines), ""))
-    return pc.if_else(pc.equal(joined, ""), None, joined)
-
-
 def attribute_tokens(table: pa.Table, fields: list[str], max_tokens: int, min_count: int) -> Tokens:
     """Tokens of categorical fields: strings, codes, flags, and lists of them.
 
@@ -48,7 +39,7 @@ def attribute_tokens(table: pa.Table, fields: list[str], max_tokens: int, min_co
         max_tokens: The most frequent values that stay.
         min_count: How many rows must share a value.
     """
-    pairs = [_field_values(name, table.column(name)) for name in fields]
+    pairs = [field_values(name, table.column(name), is_flag(table.column(name))) for name in fields]
     rows = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in pairs)])
     texts = pa.chunked_array([values for _, values in pairs], pa.string())
     names = pc.unique(texts)
@@ -70,13 +61,12 @@ def standardised(table: pa.Table, fields: list[str]) -> tuple[pa.Array | None, d
     """The column `_numeric` (None without fields) and how each field was standardised; constant fields are left out."""
     columns, stats = [], {}
     for name in fields:
-        values = _floats(table.column(name))
+        values = floats(table.column(name))
         present = np.isfinite(values)
         spread = float(values[present].std()) if present.any() else 0.0
         if spread > 0 and np.isfinite(spread):
-            mean = float(values[present].mean())
-            stats[name] = NumericField(mean=mean, std=spread)
-            columns.append(np.where(present, (values - mean) / spread, 0.0).astype(np.float32))
+            stats[name] = NumericField(mean=float(values[present].mean()), std=spread)
+            columns.append(standardise(values, stats[name]))
     if not columns:
         return None, {}
     flat = pa.array(np.column_stack(columns).ravel())
@@ -116,7 +106,7 @@ def binned(column: pa.ChunkedArray) -> pa.ChunkedArray:
     few = pc.count_distinct(column.drop_null()).as_py() <= MAX_CODES
     if few and pa.types.is_integer(column.type):
         return column
-    values = _floats(column)
+    values = floats(column)
     present = np.isfinite(values)
     if not present.any():
         return column
@@ -126,41 +116,9 @@ def binned(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([labels.take(pa.array(place, mask=~present))])
 
 
-def _field_values(name: str, column: pa.ChunkedArray) -> tuple[IntArray, pa.Array]:
-    """The (row, "field=value") pairs of one field."""
-    whole = column.combine_chunks()
-    whole = pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
-    rows = np.arange(len(whole), dtype=np.int64)
-    if is_list(whole.type):
-        rows = np.asarray(pc.list_parent_indices(whole).to_numpy(zero_copy_only=False), np.int64)
-        whole = pc.list_flatten(whole)
-    elif is_flag(column):
-        whole = pc.if_else(pc.equal(pc.cast(whole, pa.int64()), 1), pa.scalar("1"), pa.scalar(None, pa.string()))
-    values = validate.clean_ids(pa.chunked_array([whole])).combine_chunks()
-    known = np.asarray(pc.is_valid(values).to_numpy(zero_copy_only=False), bool)
-    texts = pc.binary_join_element_wise(pa.scalar(name), values.filter(pa.array(known)), "=")
-    return rows[known], texts
-
-
 def _vocabulary(names: list[str], counts: IntArray, max_tokens: int, min_count: int) -> tuple[IntArray, dict[str, int]]:
     order = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))
     kept = [code for code in order[:max_tokens] if counts[code] >= min_count]
     token_of = np.zeros(len(names), np.int64)
     token_of[kept] = np.arange(1, len(kept) + 1)
     return token_of, {names[code]: token for token, code in enumerate(kept, start=1)}
-
-
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if is_list(column.type):
-        column = pc.binary_join(pc.cast(column, pa.list_(pa.string())), ", ")
-    trimmed = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
-    return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
-
-
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    """float64, NaN where missing. Dates count in days, times in seconds."""
-    if pa.types.is_date(column.type):
-        column = pc.cast(pc.cast(column, pa.date32()), pa.int32())
-    elif pa.types.is_temporal(column.type):
-        column = pc.cast(pc.cast(column, pa.timestamp("s"), safe=False), pa.int64())
-    return np.asarray(pc.fill_null(pc.cast(column, pa.float64(), safe=False), np.nan).to_numpy(), np.float64)

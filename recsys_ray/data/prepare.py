@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys_ray.core import schema, validate
+from recsys_ray.core.derived import joined_text
 from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.core.progress import say
 from recsys_ray.core.schema import Fields
-from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, joined_text, standardised
+from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, standardised
 from recsys_ray.data.catalogue import Catalogue, read_catalogue
 from recsys_ray.data.clean import CleanEvents, clean_events
 from recsys_ray.data.event_log import read_events

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_ray.core.derived import is_list
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.data.sources import DataConfig, FieldNames
 
@@ -88,11 +89,6 @@ def auto_role(column: pa.ChunkedArray) -> str:
     if is_number(kind) or pa.types.is_temporal(kind):
         return _role_of_number(column)
     return f"no use for values of type {kind}"
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a type is one of Arrow's lists."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def is_number(kind: pa.DataType) -> bool:

@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from recsys_ray.core.derived import joined_text
 from recsys_ray.core.errors import ConfigError, DataError
-from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, joined_text, standardised
+from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, standardised
 from recsys_ray.data.catalogue import typed
 from recsys_ray.data.rejected import Rejected
 from recsys_ray.data.roles import auto_role, decide_roles
