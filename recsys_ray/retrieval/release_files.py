@@ -99,6 +99,12 @@ def load_encoders(artifact: Artifact, channels: Mapping[str, Channel]) -> tuple[
     return tuple(encoders)
 
 
+def backbone_folders(directory: Path) -> dict[str, Path]:
+    """Modality name to the folder of its backbone, in a release or a towers artifact."""
+    parents = (directory / BACKBONES, directory / TOWERS / BACKBONES)
+    return {folder.name: folder for parent in parents if parent.is_dir() for folder in sorted(parent.iterdir())}
+
+
 def read_settings(artifact: Artifact) -> dict[str, Any]:
     """The content of `release.json`.
 
@@ -130,11 +136,11 @@ def _towers(
 
 def _backbones(directory: Path) -> BackboneLoader:
     """Loads each backbone once, from the release alone."""
+    folders = backbone_folders(directory)
 
     @cache
     def load(modality: str) -> "Backbone | None":
-        folders = [directory / TOWERS / BACKBONES / modality, directory / BACKBONES / modality]
-        folder = next((folder for folder in folders if folder.is_dir()), None)
+        folder = folders.get(modality)
         if folder is None:
             return None
         if modality == "text":

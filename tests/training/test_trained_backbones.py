@@ -24,6 +24,7 @@ from recsys_ray.online.history import write_histories
 from recsys_ray.retrieval.channels import fit_channel
 from recsys_ray.retrieval.channels.fit_data import FitData, Space
 from recsys_ray.retrieval.channels.nearest import NearestConfig
+from recsys_ray.retrieval.export import export
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import ReleaseParts, load_release, write_release
 from recsys_ray.training.config import TrainingConfig
@@ -156,6 +157,29 @@ def test_what_was_trained_is_what_is_served(
     expected = [f"i{row}" for row in np.argsort(-(vectors @ vector), kind="stable")[:10]]
     assert [one.item_id for one in load_release(made.path).search(query, k=10)] == expected
     assert served(made.path, query) == expected
+    assert [one.modality for one in export(made.path, tmp_path / "hub")] == ["image", "text"]
+
+
+def test_what_was_trained_is_what_is_exported(trained: TwoTower, tmp_path: Path) -> None:
+    made = ArtifactStore(tmp_path / "storage").publish(
+        "towers", "t", lambda folder: {"space_id": save_towers(folder, trained, {})}, {}, {}
+    )
+    image, text = export(made.path, tmp_path / "hub")
+    assert all([file.name for file in one.path.glob("*.safetensors")] == ["model.safetensors"] for one in (image, text))
+
+    from transformers import AutoImageProcessor, AutoModel
+
+    path = str(tmp_path / "0.png")
+    pixels = AutoImageProcessor.from_pretrained(image.path)([Image.open(path).convert("RGB")], return_tensors="pt")
+    with torch.inference_mode():
+        vector = AutoModel.from_pretrained(image.path).eval()(**pixels).last_hidden_state[0, 0].numpy()
+    expected = trained_backbones(trained)["image"].encode([path], 1)[0]
+    assert vector @ expected / np.linalg.norm(vector) > 0.9999
+
+    peer = pytest.importorskip("sentence_transformers", reason="sentence-transformers: pip install 'recsys-ray[dev]'")
+    texts = ["warm red coat", "old shoe", "a new light blue coat"]
+    vectors = peer.SentenceTransformer(str(text.path), device="cpu", local_files_only=True).encode(texts)
+    np.testing.assert_allclose(vectors, trained_backbones(trained)["text"].encode(texts, 4), atol=1e-5)
 
 
 def served(release: Path, text: str) -> list[str]:
