@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ KeepCheckpoint = Callable[[EpochRecord, Callable[[Path], None]], None]
 """Called after each epoch by every rank: the epoch's record, and what writes this rank's part into a directory."""
 
 Watch = Callable[[EpochRecord], None]
-"""Called by rank 0 after each epoch, once its checkpoint is kept."""
+"""Called by rank 0 after each epoch, once its checkpoint is kept; a run that goes on first repeats those of before."""
 
 POPULARITY = 0.5
 SAY_EVERY_S = 20.0
@@ -84,16 +84,22 @@ def train(
     run = _Run(engine, judged, data, config, place, hooks.say)
     progress = Progress() if hooks.resume is None else load_checkpoint(hooks.resume, engine, place)
     run.say(run.start_line(progress))
+    _show(progress.records, hooks.watch, place)
     last_epoch = min(config.epochs, hooks.stop_after or config.epochs)
     while progress.epochs < last_epoch and not (hooks.stop_after is None and run.is_over(progress)):
         record = run.epoch(progress)
         run.keep_best(progress, record)
         if hooks.keep is not None:
             hooks.keep(record, lambda directory: save_checkpoint(directory, engine, progress, place))
-        if hooks.watch is not None and place[0] == 0:
-            hooks.watch(record)
+        _show([record], hooks.watch, place)
     run.say(f"training done: epoch {progress.best_epoch} of {progress.epochs} is kept")
     return TrainResult.of(progress)
+
+
+def _show(records: Sequence[EpochRecord], watch: Watch | None, place: tuple[int, int]) -> None:
+    if watch is not None and place[0] == 0:
+        for record in records:
+            watch(record)
 
 
 def history_length(config: TrainingConfig, model: TwoTower) -> int:

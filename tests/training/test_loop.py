@@ -76,7 +76,9 @@ def test_a_run_in_a_folder_goes_on_where_it_was(
 ) -> None:
     whole = fit_in_process(copy.deepcopy(dropping), data, settings())
     fit_in_process(copy.deepcopy(dropping), data, settings(), tmp_path, stop_after=2)
-    result = fit_in_process(dropping, data, settings(), tmp_path)
+    watched: list[EpochRecord] = []
+    result = fit_in_process(dropping, data, settings(), tmp_path, watch=watched.append)
+    assert tuple(watched) == result.records  # those of the first call too
     assert all(torch.equal(tensor, result.weights[name]) for name, tensor in whole.weights.items())
     assert read_result(tmp_path / "newest").records == result.records
 
