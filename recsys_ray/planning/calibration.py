@@ -97,7 +97,7 @@ def measure_search(search: Callable[[FloatArray], object], queries: FloatArray) 
 
 def _holds_at(vectors: FloatArray, name: str, goal: Goal) -> tuple[float, FaissIndex]:
     """The setting of the project's sweep, and between its values, at which recall reaches the goal; and the index."""
-    factory, sweep = next(one for one in candidates(*vectors.shape, goal.k) if family(one[0]) == name)
+    factory, sweep = next(one for one in candidates(len(vectors), vectors.shape[1], goal.k) if family(one[0]) == name)
     index, queries = build(vectors, factory), made_queries(vectors)
     least = ExactIndex(vectors).search(queries, goal.k)[1][:, -1:] - _TIE
     before: tuple[float, float] | None = None
