@@ -1,15 +1,18 @@
-"""The command line: one sub-command a stage, plus run, demo, compare, serve, recommend, tune and doctor."""
+"""The command line: one sub-command a stage, plus run, export, demo, compare, serve, recommend, tune and doctor."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 from rich.console import Console
 
 from recsys_ray.core.errors import ConfigError, RecsysError
+
+if TYPE_CHECKING:
+    from recsys_ray.config import RunConfig
 
 app = typer.Typer(
     name="recsys-ray",
@@ -67,7 +70,6 @@ def _stage_command(stage: str, text: str) -> None:
 for _stage, _text in {
     "prepare": "Read, validate, clean and split the raw files into a dataset.",
     "features": "Encode texts and pictures with the frozen backbones; only unseen content is encoded.",
-    "train": "Train the towers with Ray Train.",
     "embed": "Embed the catalogue with the trained item tower.",
     "index": "Choose, tune and build the ANN index by measured recall.",
     "fit": "Fit the channels.",
@@ -76,6 +78,47 @@ for _stage, _text in {
     "run": "Everything above, in order.",
 }.items():
     _stage_command(_stage, _text)
+
+
+@app.command()
+def train(  # noqa: PLR0913 (options of one command)
+    preset: Preset = "cpu",
+    config: ConfigFile = None,
+    sets: Settings = None,
+    storage: Storage = None,
+    verify_parity: Annotated[
+        bool, typer.Option("--verify-parity", help="Only check that several workers train as one does.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="With --verify-parity: steps of each; 50.")] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="With --verify-parity: which; plain,zero0,zero1,zero2,zero3.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="With --verify-parity: how many, against one; 2.")] = None,
+) -> None:
+    """Train the towers with Ray Train; --verify-parity checks instead that N workers do what one does."""
+    from recsys_ray.pipeline import run
+    from recsys_ray.presets import load_preset
+
+    wanted = {"steps": steps, "engines": engines, "workers": workers}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    settings = load_preset(preset, config, sets or [], storage)
+    if verify_parity:
+        raise typer.Exit(_verify_parity(settings, given))
+    if given:
+        raise ConfigError("train", [f"--{name}" for name in given], "them with --verify-parity alone")
+    run(settings, until="train")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A release, the --storage folder of a run, or a towers artifact.")],
+    target: Annotated[Path, typer.Option("--to", help="A folder that is new or empty.")],
+) -> None:
+    """Write the text and image encoders as Hugging Face directories, a folder each."""
+    from recsys_ray.retrieval.export import export as export_encoders
+
+    for one in export_encoders(source, target):
+        typer.echo(f"{one.path}  ({one.modality}; loads with {one.loads_with})")
 
 
 @app.command()
@@ -210,6 +253,24 @@ def doctor() -> None:
     from recsys_ray.core.doctor import check_all, print_checks
 
     raise typer.Exit(print_checks(check_all()))
+
+
+def _verify_parity(config: "RunConfig", given: dict[str, Any]) -> int:
+    """Print both curves; the exit code, 1 where they differ."""
+    from recsys_ray.pipeline import verify_parity
+    from recsys_ray.stages.parity import ParityPlan, parse_engines
+
+    if "engines" in given:
+        given = {**given, "engines": parse_engines(given["engines"])}
+    parity = verify_parity(config, ParityPlan(**given))
+    for line in parity.lines():
+        typer.echo(line)
+    failures = parity.failures()
+    for failure in failures:
+        typer.echo(f"NOT EQUAL: {failure}", err=True)
+    if not failures:
+        typer.echo("equal: several workers train as one does")
+    return int(bool(failures))
 
 
 def _print_items(items: list[Any], as_json: bool) -> None:

@@ -14,11 +14,14 @@ from recsys_ray.data.dataset import Dataset, load_dataset
 from recsys_ray.evaluation.ranks import RANKS_FILE
 from recsys_ray.evaluation.report import REPORT_HTML, REPORT_JSON, print_report, read_report
 from recsys_ray.retrieval.fusion import Fusion
-from recsys_ray.stages import channels, dataset, evaluation, features, fusion, modalities, release, towers
+from recsys_ray.stages import channels, dataset, evaluation, features, fusion, modalities, parity, release, towers
 from recsys_ray.stages.features import Features
 from recsys_ray.stages.fitted import Configs, Fit, need_towers
+from recsys_ray.stages.parity import ParityPlan
 from recsys_ray.stages.runner import SECONDS, StageRunner
+from recsys_ray.stages.towers import Towers
 from recsys_ray.stages.work import Data, Scope, Watch, Work, fold_scopes, publish_scope, refit_scope
+from recsys_ray.training.parity.curves import Parity
 
 STAGES = ("prepare", "features", "train", "embed", "index", "fit", "evaluate", "publish", "run")
 RELEASE_LINK = "release"
@@ -122,6 +125,34 @@ def validate(config: RunConfig, watch: Watch | None = None) -> dict[str, Any]:
         fused, fused_artifact = fusion.fuse(work, data, fits)
         summary = evaluation.validate(work, data, fits, fused, fused_artifact).summary
         return {name: value for name, value in summary.items() if name != SECONDS}
+
+
+def embedded(config: RunConfig) -> tuple[Data, Towers]:
+    """The dataset, and the towers trained on its last fold with what they make of the catalogue.
+
+    Raises:
+        RecsysError: With what is wrong and what to do about it.
+    """
+    with Work(config, StageRunner(Path(config.storage) / "artifacts")) as work:
+        data = dataset.prepare(work)
+        frozen = features.features(work, data)
+        scope = fold_scopes(data.dataset)[-1]
+        return data, towers.embed(work, data, frozen, towers.train(work, data, frozen, scope), scope)
+
+
+def verify_parity(config: RunConfig, plan: ParityPlan) -> Parity:
+    """Train a few steps of the run on one worker and on several, and compare losses and gradients at each.
+
+    Args:
+        config: All settings.
+        plan: Steps, engines and workers.
+
+    Raises:
+        RecsysError: When it cannot be measured; a difference is in the result.
+    """
+    with Work(config, StageRunner(Path(config.storage) / "artifacts")) as work:
+        data = dataset.prepare(work)
+        return parity.verify_parity(work, data, features.features(work, data), fold_scopes(data.dataset)[0], plan)
 
 
 def _fit_all(

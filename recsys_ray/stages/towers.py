@@ -68,11 +68,7 @@ def train(work: Work, data: Data, features: Features, scope: Scope) -> Artifact:
     config = work.config
 
     def write(directory: Path) -> Mapping[str, Any]:
-        torch.manual_seed(config.training.seed)
-        dims = {modality: table.vectors.shape[1] for modality, table in features.tables.items()}
-        model = build(_suited(config.model, scope), data.dataset.fields, len(data.dataset.item_ids), dims)
-        inputs = item_inputs(work, data, features, model, scope)
-        train_input = TrainInput(inputs, scope.events, _validation(scope), data.user_tokens)
+        model, train_input = begin(work, data, features, scope)
         result = _fit(work, model, train_input, scope, key)
         model.load_state_dict(result.weights)
         frozen = {modality: load_backbone(settings) for modality, settings in frozen_configs(work, data).items()}
@@ -92,6 +88,16 @@ def train(work: Work, data: Data, features: Features, scope: Scope) -> Artifact:
     digest = digest_backbones(one for one in modalities if one is not None and one.mode == "full")
     key = work.runner.key("towers", TRAIN_VERSION, settings, parents, digest)
     return work.runner.run("towers", TRAIN_VERSION, settings, parents, write, f"train on {scope.name}", digest)
+
+
+def begin(work: Work, data: Data, features: Features, scope: Scope) -> tuple[TwoTower, TrainInput]:
+    """Towers with their first weights, and what they are trained on."""
+    config = work.config
+    torch.manual_seed(config.training.seed)
+    dims = {modality: table.vectors.shape[1] for modality, table in features.tables.items()}
+    model = build(_suited(config.model, scope), data.dataset.fields, len(data.dataset.item_ids), dims)
+    inputs = item_inputs(work, data, features, model, scope)
+    return model, TrainInput(inputs, scope.events, _validation(scope), data.user_tokens)
 
 
 def embed(work: Work, data: Data, features: Features, towers: Artifact, scope: Scope) -> Towers:

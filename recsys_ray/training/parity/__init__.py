@@ -1,0 +1,1 @@
+"""The proof that N workers train as one: losses and gradients at each step, whatever the engine."""
