@@ -11,7 +11,7 @@ TOLERANCE = 1e-5
 
 ROWS = 12
 QUANTITIES = ("losses", "norms")
-_TITLES = {"losses": "loss", "norms": "gradient norm"}
+TITLES = {"losses": "loss", "norms": "gradient norm"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Parity:
     def failures(self) -> list[str]:
         """One line for each quantity of each engine that differs by more than rounding, and where it begins to."""
         return [
-            f"{curve.name}: the {_TITLES[quantity]} differs from one worker's by up to "
+            f"{curve.name}: the {TITLES[quantity]} differs from one worker's by up to "
             f"{self.difference(curve, quantity):.1e} (relative), from step {self._first(curve, quantity)} on; "
             f"{TOLERANCE:g} is rounding"
             for curve in self.many
@@ -82,7 +82,7 @@ class Parity:
 
     def _table(self, quantity: str) -> list[str]:
         curves = (self.one, *self.many)
-        rows = [_row(_TITLES[quantity], [curve.name for curve in curves])]
+        rows = [_row(TITLES[quantity], [curve.name for curve in curves])]
         for step in _some(len(self.one.losses)):
             rows.append(_row(f"step {step}", [f"{curve.of(quantity)[step]:.7f}" for curve in curves]))
         apart = [f"{self.difference(curve, quantity):.1e}" for curve in self.many]
