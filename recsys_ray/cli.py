@@ -237,14 +237,50 @@ def tune(
     config: ConfigFile = None,
     sets: Settings = None,
     storage: Storage = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many configurations to try.")] = 8,
+    trials: Annotated[
+        int, typer.Option(min=1, help="How many configurations to try; more than last time goes on from there.")
+    ] = 8,
+    concurrent: Annotated[int, typer.Option(min=1, help="How many at a time.")] = 1,
 ) -> None:
-    """Search settings with Ray Tune on validation recall; leaves STORAGE/best.yaml."""
+    """Search settings with Ray Tune on validation recall; leaves STORAGE/best.yaml and trials.html.
+
+    The same command again goes on with a search that was cut.
+    """
     from recsys_ray.presets import load_preset
     from tune.search import search
     from tune.spaces import DEFAULT_SPACE, load_space
 
-    search(load_preset(preset, config, sets or [], storage), load_space(space or DEFAULT_SPACE), trials)
+    run = load_preset(preset, config, sets or [], storage)
+    search(run, load_space(space or DEFAULT_SPACE), trials, concurrent)
+
+
+@app.command()
+def pareto(  # noqa: PLR0913 (options of one command)
+    space: Annotated[
+        Path | None,
+        typer.Option(help="YAML: settings of model and training, index.dim, index.factory -> distribution."),
+    ] = None,
+    preset: Preset = "cpu",
+    config: ConfigFile = None,
+    sets: Settings = None,
+    storage: Storage = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many towers to train at most.")] = 8,
+    max_p95_ms: Annotated[float | None, typer.Option(help="Of one query, encoded and searched.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Of the searched index and the encoder.")] = None,
+    min_recall: Annotated[float | None, typer.Option(help="recall@100 of the nearest channel on validation.")] = None,
+) -> None:
+    """Measure recall against latency against bytes; leaves STORAGE/pareto.html and front/ID.yaml, names the cheapest.
+
+    Without --space only the length of the vectors and the index vary, and nothing is trained but the run's own towers.
+    """
+    from recsys_ray.presets import load_preset
+    from tune.front import Target
+    from tune.pareto import pareto as find_front
+    from tune.spaces import load_space
+
+    target = Target(max_p95_ms, max_bytes, min_recall)
+    run = load_preset(preset, config, sets or [], storage)
+    typer.echo(find_front(run, load_space(space) if space else {}, trials, target).id)
 
 
 @app.command()

@@ -1,105 +1,222 @@
-"""Ray Tune over whole runs: a trial is `override(config, …)`, run to its evaluation, judged on validation alone."""
+"""Ray Tune over whole runs: a trial is `override(config, …)`, run to its validation, which alone judges it.
 
-import json
-from collections.abc import Mapping
+Two measures are at work, and they are not mixed. While a trial trains, ASHA compares the towers' validation ndcg@10
+with that of other trials after as many epochs, and stops what falls behind. A trial that is not stopped goes on through
+channels and fusion to the fused validation metrics: the choice, and what Optuna learns from, is by those alone.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
+from optuna.trial import Trial
 from ray import tune
-from ray.tune.search.optuna import OptunaSearch
-from rich.table import Table
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
-from recsys_ray.config import RunConfig, dump_config
-from recsys_ray.core.config import override
-from recsys_ray.core.errors import RecsysError
+from recsys_ray.config import RunConfig
+from recsys_ray.core.artifacts import artifact_id, digest_files
+from recsys_ray.core.config import override, result_settings
+from recsys_ray.core.errors import ConfigError, RecsysError
 from recsys_ray.core.on_ray import connected
-from recsys_ray.core.progress import console, say
-from recsys_ray.pipeline import run
-from tune.spaces import Space
+from recsys_ray.core.progress import say
+from recsys_ray.data.prepare import input_files
+from recsys_ray.pipeline import validate
+from recsys_ray.stages.work import FIRST_FOLD
+from recsys_ray.training.progress import MEASURE, EpochRecord
+from tune.results import conclude
+from tune.spaces import Space, changes_training, longest_training, require_fit
+from tune.study import METRIC, begun, cut_trials, distributions, importances, open_study, rows, tell
 
-METRIC = "recall@10"
-BEST_FILE = "best.yaml"
-TRIALS_FILE = "trials.json"
+FOLDER, JOURNAL = "tune", "journal.jsonl"
+GRACE_EPOCHS, REDUCTION = 3, 3
+_EPOCH, _TOWERS, _FAILURE = "epoch", f"towers_{MEASURE}", "failure"
 # A trial only drives: any share of a CPU would keep training.workers = all CPUs from ever starting. Ray Tune wants some
 # resource, so it is one byte of memory.
 _NO_CPU: dict[str, float] = {"CPU": 0, "memory": 1}
-# What a report has beside the metrics that a trial is judged by.
-_NO_EXTRAS = {"evaluation.sample_users": 0, "evaluation.modalities": 0, "evaluation.refit": False}
+# What a trial is not judged by.
+NO_EXTRAS = {"evaluation.sample_users": 0, "evaluation.modalities": 0, "evaluation.refit": False}
 
 
-def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1) -> RunConfig:
+def search(config: RunConfig, space: Space, trials: int, concurrent: int = 1, grace: int = GRACE_EPOCHS) -> RunConfig:
     """Find the settings with the best fused validation recall@10 and write them to ``<storage>/best.yaml``.
 
     Artifacts that trials share (the dataset, features, channels whose settings are equal) are made once: every trial
-    uses the same storage, where an artifact's id names all that made it.
+    uses the same storage, where an artifact's id names all that made it. The same call again goes on with a search
+    that was cut: finished trials stand, cut ones go on from their artifacts and checkpoints. With more trials it
+    goes on from those there are.
 
     Args:
         config: The run to start from.
         space: What to vary.
-        trials: How many configurations to try.
+        trials: How many configurations to try, those of earlier calls with the same run and space included.
         concurrent: How many at a time.
+        grace: Epochs that every trial trains before it can be stopped.
 
     Returns:
         The best configuration.
 
     Raises:
-        RecsysError: When every trial failed; each failure's text is in the message.
+        ConfigError: When the space does not fit, or another process is searching it.
+        RecsysError: When no trial ran to its end; each failure's text is in the message.
+        KeyboardInterrupt: When it was stopped before the last trial.
     """
     storage = Path(config.storage).absolute()
     config = override(config, {"storage": str(storage)})
-    override(config, {path: dimension.domain().sample() for path, dimension in space.items()})  # wrong paths fail here
+    require_fit(space, config)
+    folder = storage / FOLDER / _key(config, space)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        study = open_study(folder / JOURNAL, config.training.seed)
+        left = trials - begun(study, space)
+        if left > 0:
+            say(f"searching {', '.join(space)}: {left} of {trials} trials to go")
+            _run(config, space, study, left, concurrent, _scheduler(config, space, grace))
+        else:
+            say(f"all {trials} trials of this search are done: these are their results")
+        if trials > begun(study, space):
+            raise KeyboardInterrupt
+        return conclude(config, space, rows(study), importances(study), storage)
+
+
+class StudySearcher(Searcher):
+    """Ray Tune asks a study what to try next and tells it what came of it; the study's journal is all its state.
+
+    Ray's own Optuna searcher keeps one metric for epochs and ends; here they are two.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space) -> None:
+        super().__init__()
+        self._study, self._distributions = study, distributions(space)
+        self._cut = cut_trials(study, space)
+        self._trials: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The settings of the next trial; those that were cut come first."""
+        trial = self._cut.pop(0) if self._cut else self._study.ask(self._distributions)
+        self._trials[trial_id] = trial
+        say(f"trial {trial.number + 1} begins: {', '.join(f'{path}={value}' for path, value in trial.params.items())}")
+        return dict(trial.params)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Note an epoch."""
+        if _EPOCH in result:
+            self._note(self._trials[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Close the trial; one that ends without a word was interrupted, and goes on another time."""
+        if result is None and not error:
+            return
+        trial, result = self._trials.pop(trial_id), result or {}
+        if _EPOCH in result:
+            self._note(trial, result)
+        failure = "it crashed: see the lines above" if error else str(result.get(_FAILURE, ""))
+        metrics = result if METRIC in result else None
+        tell(self._study, trial, metrics, float(result.get("time_total_s", 0.0)), failure)
+        said = failure or (f"{METRIC} {metrics[METRIC]:.4f}" if metrics else f"stopped at epoch {result.get(_EPOCH)}")
+        say(f"trial {trial.number + 1} ends: {said}")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing beside the journal, but Ray Tune wants a file."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
+
+    def _note(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        seen = self._study.trials[trial.number].intermediate_values
+        if result[_EPOCH] not in seen:
+            trial.report(result[_TOWERS], step=result[_EPOCH])
+
+
+def _key(config: RunConfig, space: Space) -> str:
+    """Names the search: the same run on the same data under the same space."""
+    settings = {"run": result_settings(config), "space": {path: one.model_dump() for path, one in space.items()}}
+    return artifact_id("tune", 1, settings, {}, digest_files(input_files(config.data, config.split)))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError("tune", str(folder), "one search at a time", "Another process is at it.") from None
+        yield
+
+
+def _scheduler(config: RunConfig, space: Space, grace: int) -> TrialScheduler:
+    """ASHA where trials train towers of their own; where they share one training there is nothing to stop."""
+    if not changes_training(space):
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    return ASHAScheduler(
+        time_attr=_EPOCH,
+        metric=_TOWERS,
+        mode="max",
+        max_t=max(longest_training(space, config), grace),
+        grace_period=grace,
+        reduction_factor=REDUCTION,
+        stop_last_trials=False,  # who trained to the end is judged by what it was trained for
+    )
+
+
+def _run(
+    config: RunConfig,
+    space: Space,
+    study: optuna.Study,
+    trials: int,
+    concurrent: int,
+    scheduler: TrialScheduler,
+) -> None:
+    folder = Path(config.storage) / FOLDER / "ray"  # Ray Tune's own notes: nothing is read from them
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(scheduler, ASHAScheduler):
+        _recall(scheduler, study)
     with connected(config.ray.address, config.ray.num_cpus):
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, base=config.model_dump(mode="json")), _NO_CPU),
-            param_space={path: dimension.domain() for path, dimension in space.items()},
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearch(metric=METRIC, mode="max", seed=config.training.seed),
+                search_alg=StudySearcher(study, space),
+                scheduler=scheduler,
                 num_samples=trials,
                 max_concurrent_trials=concurrent,
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0),
+            run_config=tune.RunConfig(name="ray", storage_path=str(folder.parent), verbose=0),
         ).fit()
-    return _conclude(config, results, storage)
+    for error in results.errors:
+        say(f"a trial crashed: {error}")
+
+
+def _recall(scheduler: ASHAScheduler, study: optuna.Study) -> None:
+    """Tell a new scheduler the epochs of trials that ended before, so that it compares with them too."""
+    for row in rows(study):
+        if row.status != "running":
+            told: Any = SimpleNamespace(trial_id=f"before-{row.trial}")
+            controller: Any = None
+            scheduler.on_trial_add(controller, told)
+            for epoch, value in row.epochs.items():
+                scheduler.on_trial_result(controller, told, {_EPOCH: epoch, _TOWERS: value})
 
 
 def _trial(changes: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-    """One whole run, in a process of its own; reports validation metrics, never test metrics."""
-    config = override(RunConfig.parse(base), {**_NO_EXTRAS, **changes})
-    fused = run(config, until="evaluate").require_report()["validation"]["fused"]
-    tune.report({METRIC: fused[METRIC], "ndcg@10": fused["ndcg@10"], "recall@100": fused["recall@100"]})
+    """One whole run, in a process of its own; reports epochs of the first fold, then the fused validation metrics."""
+    config = override(RunConfig.parse(base), {**NO_EXTRAS, **changes})
+    best = 0.0
 
+    def watch(scope: str, record: EpochRecord) -> None:
+        nonlocal best
+        if scope == FIRST_FOLD and record.validation:
+            best = max(best, record.validation[MEASURE])
+            tune.report({_EPOCH: record.epoch, _TOWERS: record.validation[MEASURE]})
 
-def _conclude(config: RunConfig, results: tune.ResultGrid, storage: Path) -> RunConfig:
-    """Write and show all trials, best first, and the best configuration."""
-    for error in results.errors:
-        say(f"a trial failed: {error}")
-    rows = _rows(results)
-    if not rows:
-        raise RecsysError(f"all {len(results)} trials failed; the last said: {results.errors[-1]}")
-    (storage / TRIALS_FILE).write_text(json.dumps(rows, indent=1) + "\n")
-    _show(rows)
-    best = override(config, rows[0]["settings"])
-    (storage / BEST_FILE).write_text(dump_config(best))
-    say(f"best: {METRIC} {rows[0][METRIC]:.4f} on validation; its configuration is {storage / BEST_FILE}")
-    return best
-
-
-def _rows(results: tune.ResultGrid) -> list[dict[str, Any]]:
-    """The trials that finished, best first."""
-    rows = []
-    for place in range(len(results)):
-        metrics, settings = results[place].metrics or {}, results[place].config or {}
-        if METRIC in metrics:
-            rows.append({"settings": settings, METRIC: metrics[METRIC], "recall@100": metrics["recall@100"]})
-    return sorted(rows, key=lambda row: -row[METRIC])
-
-
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table("place", METRIC, "recall@100", "settings", title="Trials, by fused validation recall")
-    for place, row in enumerate(rows, 1):
-        settings = ", ".join(
-            f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
-            for path, value in row["settings"].items()
-        )
-        table.add_row(str(place), f"{row[METRIC]:.4f}", f"{row['recall@100']:.4f}", settings)
-    console().print(table)
+    try:
+        fused = validate(config, watch)["fused"]
+    except RecsysError as error:
+        tune.report({_FAILURE: str(error), _TOWERS: best})
+        return
+    tune.report({**fused, _TOWERS: best})

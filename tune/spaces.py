@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
-from ray import tune
-from ray.tune.search.sample import Domain
 
-from recsys_ray.core.config import Config
+from recsys_ray.config import RunConfig
+from recsys_ray.core.config import Config, override
 from recsys_ray.core.errors import ConfigError
 
 DEFAULT_SPACE = Path(__file__).parent / "space.yaml"
+# What decides the questions that trials are judged by, and what decides nothing that validation sees.
+_FIXED = ("data", "split", "evaluation", "publish", "storage", "name", "ray")
+_TRAINS = ("model", "training")
 
 
 class Choice(Config):
@@ -20,10 +23,13 @@ class Choice(Config):
     kind: Literal["choice"]
     values: tuple[str | int | float | bool | None, ...] = Field(min_length=1)
 
-    def domain(self) -> Domain:
-        """As Ray Tune reads it."""
-        domain: Domain = tune.choice(list(self.values))
-        return domain
+    def distribution(self) -> BaseDistribution:
+        """As Optuna reads it."""
+        return CategoricalDistribution(self.values)
+
+    def first(self) -> str | int | float | bool | None:
+        """One value of it."""
+        return self.values[0]
 
 
 class Number(Config):
@@ -42,15 +48,15 @@ class Number(Config):
             raise ValueError("whole numbers as low and high of kind whole")
         return self
 
-    def domain(self) -> Domain:
-        """As Ray Tune reads it; its upper bound of whole numbers is left out."""
-        domain: Domain
+    def distribution(self) -> BaseDistribution:
+        """As Optuna reads it."""
         if self.kind == "whole":
-            make = tune.lograndint if self.log else tune.randint
-            domain = make(int(self.low), int(self.high) + 1)
-        else:
-            domain = tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
-        return domain
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def first(self) -> int | float:
+        """One value of it."""
+        return int(self.low) if self.kind == "whole" else self.low
 
 
 Dimension = Annotated[Choice | Number, Field(discriminator="kind")]
@@ -89,3 +95,29 @@ def load_space(path: Path) -> Space:
     if not isinstance(values, dict):
         raise ConfigError("--space", str(path), "a YAML mapping of dotted paths to distributions")
     return parse_space(values)
+
+
+def require_fit(space: Space, config: RunConfig) -> None:
+    """Check before anything runs that each path is a setting, and one by which trials can be compared.
+
+    Raises:
+        ConfigError: Naming the path.
+    """
+    for path in space:
+        if path.split(".")[0] in _FIXED:
+            allowed = "settings that leave the questions of validation as they are, and change an answer"
+            raise ConfigError(path, "a distribution", allowed, f"Fixed in a search: {', '.join(_FIXED)}.")
+    override(config, {path: dimension.first() for path, dimension in space.items()})
+
+
+def longest_training(space: Space, config: RunConfig) -> int:
+    """The most epochs that a trial may train."""
+    epochs = space.get("training.epochs")
+    if epochs is None:
+        return config.training.epochs
+    return int(epochs.high) if isinstance(epochs, Number) else max(int(one or 0) for one in epochs.values)
+
+
+def changes_training(space: Space) -> bool:
+    """Whether trials train towers of their own; otherwise all share one training."""
+    return any(path.split(".")[0] in _TRAINS for path in space)

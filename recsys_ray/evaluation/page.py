@@ -90,11 +90,11 @@ def render(report: Report, details: Details) -> str:
     )
 
 
-def render_template(name: str, **values: Any) -> str:
-    """A page of this folder's templates; they escape what they are given."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def render_template(name: str, package: str = "recsys_ray.evaluation", **values: Any) -> str:
+    """A page of a package's templates, which may include those of this folder; they escape what they are given."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("recsys_ray.evaluation", ".")
+    loader = ChoiceLoader([PackageLoader(one, ".") for one in (package, "recsys_ray.evaluation")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"cell": cell, "metric": number, "wide": _wide_columns}
     return environment.get_template(name).render(**values)

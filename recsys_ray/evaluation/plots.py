@@ -12,23 +12,23 @@ from recsys_ray.evaluation.bootstrap import Interval
 from recsys_ray.evaluation.contents import IndexRow, TrainingCurve
 
 # Stand-ins in the drawing, replaced by the page's own colours once it is text.
-_INK, _MUTED, _LINE = "#010203", "#040506", "#070809"
-_PAGE_COLOURS = {_INK: "currentColor", _MUTED: "var(--muted)", _LINE: "var(--line)"}
-_FUSED_COLOUR = "#3b76e8"
-_CHANNEL_COLOURS = ("#12968a", "#c2730c", "#9a55d9", "#d8477f", "#6f9417", "#7b8794", "#cf4a3a", "#1f8fb5")
+INK, MUTED, LINE = "#010203", "#040506", "#070809"
+_PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"}
+ACCENT = "#3b76e8"
+COLOURS = ("#12968a", "#c2730c", "#9a55d9", "#d8477f", "#6f9417", "#7b8794", "#cf4a3a", "#1f8fb5")
 _WIDTH = 300  # points; the page shows a plot about this wide, so that text stays readable on a phone
 _FONT = 11
 _STYLE = {
     "svg.fonttype": "none",  # real text: sharp, selectable, in the page's font
     "svg.hashsalt": "report",  # the same input gives the same file
     "font.size": _FONT,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _INK,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
 }
 
 
@@ -46,8 +46,8 @@ class Bar:
 def channel_colours(names: Sequence[str], fused: str) -> dict[str, str]:
     """One colour a channel, the same in every plot of a report."""
     channels = sorted(name for name in names if name != fused)
-    colours = {name: _CHANNEL_COLOURS[index % len(_CHANNEL_COLOURS)] for index, name in enumerate(channels)}
-    return {fused: _FUSED_COLOUR, **colours}
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(channels)}
+    return {fused: ACCENT, **colours}
 
 
 def bars(rows: Sequence[Bar], title: str, limit: float | None = None) -> str:
@@ -73,22 +73,22 @@ def bars(rows: Sequence[Bar], title: str, limit: float | None = None) -> str:
             axes.text(least, line + 0.27, row.label, va="center", ha="left")
             axes.barh(line + 0.66, row.value, height=0.34, color=row.colour)
             if least < 0:
-                axes.plot([0, 0], [line + 0.46, line + 0.86], color=_MUTED, linewidth=1)
+                axes.plot([0, 0], [line + 0.46, line + 0.86], color=MUTED, linewidth=1)
             if row.interval:
-                axes.plot(row.interval, [line + 0.66] * 2, color=_INK, linewidth=1.2, solid_capstyle="butt")
-            axes.text(end + width * 0.02, line + 0.68, row.text, va="center", ha="left", color=_INK)
+                axes.plot(row.interval, [line + 0.66] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
+            axes.text(end + width * 0.02, line + 0.68, row.text, va="center", ha="left", color=INK)
 
-    return _svg(draw, 34 * len(rows) + 4, title)
+    return svg(draw, 34 * len(rows) + 4, title)
 
 
 def index_scatter(rows: Sequence[IndexRow], title: str) -> str:
     """Recall against milliseconds a query, the chosen index ringed."""
 
     def draw(figure: Any) -> None:
-        axes = _axes(figure, (0.17, 0.2, 0.79, 0.71))
+        axes = panel(figure, (0.17, 0.2, 0.79, 0.71))
         for row in rows:
             x, y = _milliseconds(row), row.recall
-            colour = _FUSED_COLOUR if row.chosen else _MUTED
+            colour = ACCENT if row.chosen else MUTED
             axes.plot([x], [y], "o", color=colour, markersize=9 if row.chosen else 6)
             if row.chosen:
                 axes.plot([x], [y], "o", color=colour, markersize=16, fillstyle="none")
@@ -102,7 +102,7 @@ def index_scatter(rows: Sequence[IndexRow], title: str) -> str:
         axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axes.xaxis.set_minor_formatter("")
 
-    return _svg(draw, 250, title)
+    return svg(draw, 250, title)
 
 
 def _milliseconds(row: IndexRow) -> float:
@@ -111,15 +111,15 @@ def _milliseconds(row: IndexRow) -> float:
 
 def training_plot(curve: TrainingCurve, title: str) -> str:
     """Loss and validation metric by epoch, one above the other, the best epoch marked."""
-    panels = [("training loss", curve.loss, _CHANNEL_COLOURS[1])]
+    panels = [("training loss", curve.loss, COLOURS[1])]
     if curve.validation:
-        panels.append((f"validation {curve.metric}", curve.validation, _FUSED_COLOUR))
+        panels.append((f"validation {curve.metric}", curve.validation, ACCENT))
     height = 135 * len(panels) + 25
 
     def draw(figure: Any) -> None:
         for index, (name, values, colour) in enumerate(panels):
             bottom = (height - 135 * (index + 1)) / height
-            axes = _axes(figure, (0.17, bottom + 12 / height, 0.79, 90 / height))
+            axes = panel(figure, (0.17, bottom + 12 / height, 0.79, 90 / height))
             axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=2, marker="o", markersize=4)
             axes.set_title(name, loc="left", fontsize=_FONT, x=-0.2)
             axes.xaxis.get_major_locator().set_params(integer=True)
@@ -130,20 +130,27 @@ def training_plot(curve: TrainingCurve, title: str) -> str:
             if index == len(panels) - 1:
                 axes.set_xlabel("epoch")
 
-    return _svg(draw, height, title)
+    return svg(draw, height, title)
 
 
-def _axes(figure: Any, box: tuple[float, float, float, float]) -> Any:
+def panel(figure: Any, box: tuple[float, float, float, float]) -> Any:
+    """Axes at (left, bottom, width, height), shares of the figure."""
     axes = figure.add_axes(box)
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color=_LINE, linewidth=0.6)
+    axes.grid(color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
 
 
-def _svg(draw: Any, height: float, title: str) -> str:
-    """Draw on a figure of our own (no pyplot, no global state kept) and return an SVG that can stand in a page."""
+def svg(draw: Any, height: float, title: str) -> str:
+    """Draw on a figure of our own (no pyplot, no global state kept) and return an SVG that can stand in a page.
+
+    Args:
+        draw: Fills the figure; in `INK`, `MUTED` and `LINE` it takes the page's own colours.
+        height: Points; every plot is equally wide.
+        title: For people who cannot see it.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -14,6 +14,7 @@ from recsys_ray.data.dataset import Dataset, Targets
 from recsys_ray.stages.runner import StageRunner
 from recsys_ray.training.progress import EpochRecord
 
+FIRST_FOLD = "fold 1"
 Watch = Callable[[str, EpochRecord], None]
 """Takes the name of a scope and an epoch of the training on it, while it runs."""
 
