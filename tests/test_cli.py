@@ -42,6 +42,7 @@ def test_help_lists_every_command():
         "train",
         "evaluate",
         "publish",
+        "export",
         "compare",
         "recommend",
         "serve",
@@ -110,3 +111,24 @@ def test_recommend_without_a_release(tmp_path):
     done = failing("recommend", str(tmp_path), "--history", "1")
     assert done.returncode == 2
     assert "holds no release" in done.stderr
+
+
+def test_parity_options_want_the_parity_check(tmp_path):
+    done = failing("train", "--steps", "5", "--storage", str(tmp_path))
+    assert done.returncode == 2
+    assert "--verify-parity alone" in done.stderr
+
+
+def test_parity_wants_known_engines_and_several_workers(tmp_path):
+    for option, value, allowed in (("--engines", "zero7", "plain,zero0"), ("--workers", "1", "2 or more")):
+        done = failing("train", "--verify-parity", option, value, "--storage", str(tmp_path))
+        assert done.returncode == 2
+        assert option in done.stderr
+        assert allowed in done.stderr
+
+
+def test_export_of_a_model_without_texts_and_pictures(storage, tmp_path):
+    done = failing("export", str(storage), "--to", str(tmp_path / "hub"))
+    assert done.returncode == 2
+    assert "has no backbone to export" in done.stderr
+    assert not (tmp_path / "hub").exists()
