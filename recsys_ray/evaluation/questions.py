@@ -7,6 +7,7 @@ import numpy as np
 
 from recsys_ray.core.arrays import BoolArray, IntArray
 from recsys_ray.data.dataset import Targets
+from recsys_ray.index.subset import Allowed, Subset
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.query import Queries
 
@@ -51,7 +52,7 @@ class Questions:
             targets.exclude,
             (None,) * len(targets),
             None if tokens is None else tokens[targets.users],
-            allowed=self.allowed,
+            allowed=None if self.allowed is None else Allowed.everywhere(Subset(self.allowed), len(targets)),
         )
 
     def take(self, rows: IntArray) -> "Questions":

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
+from recsys_ray.core.arrays import FloatArray, Ragged
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.index.exact import INDEX_FILE, save_vectors
+from recsys_ray.index.subset import Allowed, Found
 
 if TYPE_CHECKING:
     from recsys_ray.index.spec import Index
@@ -65,8 +66,8 @@ class PrefixIndex:
         return self.inner.scores(cut(queries, self.dim))
 
     def search(
-        self, queries: FloatArray, k: int, exclude: Ragged | None = None, allowed: BoolArray | None = None
-    ) -> tuple[IntArray, FloatArray]:
+        self, queries: FloatArray, k: int, exclude: Ragged | None = None, allowed: Allowed | None = None
+    ) -> Found:
         """As `ExactIndex.search`, on (B, D) queries that are cut here."""
         return self.inner.search(cut(queries, self.dim), k, exclude, allowed)
 

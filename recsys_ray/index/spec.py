@@ -9,14 +9,16 @@ from typing import Any, Protocol, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
+from recsys_ray.core.arrays import FloatArray, Ragged
 from recsys_ray.core.config import Config, execution
-from recsys_ray.index.exact import EXACT, ExactIndex, load_vectors, read_settings
+from recsys_ray.index.exact import EXACT, ExactIndex, load_exact, load_vectors, read_settings
 from recsys_ray.index.faiss_index import FaissIndex, build, import_faiss, load_faiss
 from recsys_ray.index.prefix import PREFIX_FOLDER, PrefixIndex, cut, require_dim
+from recsys_ray.index.subset import Allowed, Found
 
 AUTO = "auto"
 _TIE = 1e-5
+_CALIBRATION_QUERIES = 50
 _MIN_PQ_ITEMS = 1000  # FAISS wants 39 training points for each of the 16 centroids
 
 
@@ -38,8 +40,8 @@ class Index(Protocol):
         ...
 
     def search(
-        self, queries: FloatArray, k: int, exclude: Ragged | None = None, allowed: BoolArray | None = None
-    ) -> tuple[IntArray, FloatArray]:
+        self, queries: FloatArray, k: int, exclude: Ragged | None = None, allowed: Allowed | None = None
+    ) -> Found:
         """(B, k) rows padded with -1, and their exact scores."""
         ...
 
@@ -56,6 +58,8 @@ class IndexConfig(Config):
             without FAISS; anything else is a FAISS factory string, taken as it is.
         parameters: Search-time settings of a factory given by hand, e.g. "nprobe=16".
         target_recall: The recall@k that "auto" must hold on the held-out queries.
+        filtered_recall: The recall@k that a search under a filter must hold. 1 answers every filter exactly; below, an
+            approximate index answers the wide ones itself where that was measured to hold and to take less.
         dim: Search by the first so many numbers of each vector, at unit length again, and cut queries the same way;
             null takes all. Vectors trained with `training.matryoshka` lose little by it. It holds for every channel
             that has an index.
@@ -68,6 +72,7 @@ class IndexConfig(Config):
     factory: str = Field(AUTO, min_length=1)
     parameters: str = ""
     target_recall: float = Field(0.99, gt=0, le=1)
+    filtered_recall: float = Field(1.0, gt=0, le=1)
     dim: int | None = Field(None, ge=1)
     k: int = Field(100, ge=1)
     exact_below: int = Field(20_000, ge=0)
@@ -159,7 +164,7 @@ def _choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> C
     vectors = np.ascontiguousarray(vectors, np.float32)
     # A query of zeros (nothing known of the user) scores all items alike: any index would seem to find them all.
     held_out = held_out[held_out.any(1)]
-    oracle = ExactIndex(vectors)
+    oracle = ExactIndex(vectors).calibrated()
     measure = _Measure(oracle, _spread(held_out, config.max_queries), min(config.k, len(vectors)))
     if config.factory == EXACT:
         return Choice(oracle, (measure.row(oracle, 0.0),), "exact search was asked for", config.k)
@@ -167,6 +172,7 @@ def _choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> C
         started = time.perf_counter()
         given = build(vectors, config.factory, config.parameters, config.threads)
         row = measure.row(given, time.perf_counter() - started)
+        given = given.calibrated(_spread(measure.queries, _CALIBRATION_QUERIES), measure.k, config.filtered_recall)
         return Choice(given, (row,), f"{config.factory} was asked for", config.k)
     measured = [measure.row(oracle, 0.0)]
     best: tuple[float, str, str] = (measured[0].queries_per_s, EXACT, "")
@@ -174,7 +180,7 @@ def _choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> C
         rows = _try(vectors, factory, sweep, measure, config)
         measured += rows
         best = max([best, *((r.queries_per_s, r.factory, r.parameters) for r in rows if _holds(r, config))])
-    return _decide(oracle, measured, best, config)
+    return _decide(measure, measured, best, config)
 
 
 def load_index(directory: Path) -> Index:
@@ -189,7 +195,7 @@ def load_index(directory: Path) -> Index:
     if "dim" in settings:
         return PrefixIndex(load_vectors(directory), load_index(directory / PREFIX_FOLDER))
     if settings["factory"] == EXACT:
-        return ExactIndex(load_vectors(directory))
+        return load_exact(directory)
     return load_faiss(directory)
 
 
@@ -241,7 +247,8 @@ def _try(
     return rows
 
 
-def _decide(oracle: ExactIndex, measured: list[Measured], best: tuple[float, str, str], config: IndexConfig) -> Choice:
+def _decide(measure: _Measure, measured: list[Measured], best: tuple[float, str, str], config: IndexConfig) -> Choice:
+    oracle = measure.oracle
     num_items = len(oracle.vectors)
     approximate = [row for row in measured[1:] if _holds(row, config)]
     if num_items < config.exact_below:
@@ -253,7 +260,9 @@ def _decide(oracle: ExactIndex, measured: list[Measured], best: tuple[float, str
     if best[1] == EXACT:
         return Choice(oracle, tuple(measured), "exact search was the fastest that holds the target", config.k)
     note = f"the fastest of {len(measured)} measured that holds recall@{config.k} >= {config.target_recall}"
-    return Choice(build(oracle.vectors, best[1], best[2], config.threads), tuple(measured), note, config.k)
+    built = build(oracle.vectors, best[1], best[2], config.threads)
+    ready = built.calibrated(_spread(measure.queries, _CALIBRATION_QUERIES), measure.k, config.filtered_recall)
+    return Choice(ready, tuple(measured), note, config.k)
 
 
 def candidates(num_items: int, dim: int, k: int) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
+from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
+from recsys_ray.index.subset import Allowed
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Queries:
         texts: (B,) free text, None where the question has none.
         user_tokens: (B, T) attribute tokens of the users, 0 where unknown; None when users have no attributes.
         vectors: Space id to (B, D) unit query vectors; filled in by the query encoders. A row of zeros: no vector.
-        allowed: (N,) the items that may come back, for the whole batch; None allows all.
+        allowed: Which items may come back for each question; None allows all.
     """
 
     history: Ragged
@@ -25,7 +26,7 @@ class Queries:
     texts: tuple[str | None, ...]
     user_tokens: IntArray | None = None
     vectors: dict[str, FloatArray] = field(default_factory=dict)
-    allowed: BoolArray | None = None
+    allowed: Allowed | None = None
 
     @classmethod
     def of_histories(cls, history: Ragged, exclude: Ragged | None = None) -> "Queries":
@@ -52,12 +53,12 @@ class Queries:
             tuple(self.texts[int(row)] for row in rows),
             None if self.user_tokens is None else self.user_tokens[rows],
             {space: vectors[rows] for space, vectors in self.vectors.items()},
-            self.allowed,
+            None if self.allowed is None else self.allowed.take(rows),
         )
 
     def mask_excluded(self, scores: FloatArray) -> FloatArray:
         """Set what must not come back to minus infinity, in place, and return the scores (B, N)."""
         scores[self.exclude.row_of_value, self.exclude.values] = -np.inf
         if self.allowed is not None:
-            scores[:, ~self.allowed] = -np.inf
+            self.allowed.close(scores)
         return scores

@@ -17,6 +17,7 @@ from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.progress import say
 from recsys_ray.core.schema import Fields
+from recsys_ray.index.subset import Allowed, Subset
 from recsys_ray.online.history import HISTORIES_FILE, PublishedHistories, read_histories
 from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.explain import Source, explain
@@ -227,7 +228,7 @@ class Release:
             exclude=known if exclude_seen else Ragged.empty(1),
             texts=(text or None,),
             user_tokens=self._user_tokens(user_id),
-            allowed=allowed_items(self.items, filters) if filters else None,
+            allowed=Allowed.everywhere(Subset(allowed_items(self.items, filters)), 1) if filters else None,
         )
         unknown = tuple(item for item, row in zip(ids, rows, strict=True) if row < 0)
         return Question(queries, self._channels_for(queries), unknown, known_user)

@@ -13,6 +13,7 @@ from recsys_ray.core.config import override
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
 from recsys_ray.index.spec import IndexConfig
+from recsys_ray.index.subset import Allowed, Subset
 from recsys_ray.retrieval.candidates import Candidates, top_k
 from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels import KINDS, ChannelConfig, fit_channel, load_channel
@@ -102,7 +103,10 @@ def make_queries(seed: int, count: int = 12, share: float | None = None) -> Quer
     texts = tuple(" ".join(rng.choice(WORDS, 2)) if query % 3 == 0 else None for query in range(count))
     vectors = unit(count, seed + 100)
     vectors[1] = 0
-    allowed = None if share is None else rng.random(NUM_ITEMS) < share
+    allowed = None
+    if share is not None:  # two filters by turns, and every third question without
+        subsets = tuple(Subset(rng.random(NUM_ITEMS) < part) for part in (share, share / 2))
+        allowed = Allowed(subsets, np.arange(count) % 3 - 1)
     return Queries(history, exclude, texts, None, {"space-1": vectors}, allowed)
 
 
@@ -138,7 +142,8 @@ def test_nothing_excluded_or_forbidden_comes_back(channel: Channel, share: float
     for query in range(len(queries)):
         found = set(rows[query][rows[query] >= 0].tolist())
         assert not found & set(queries.exclude[query].tolist())
-        assert queries.allowed is None or queries.allowed[sorted(found)].all()
+        subset = None if queries.allowed is None else queries.allowed.of(query)
+        assert subset is None or subset.mask[sorted(found)].all()
 
 
 def test_scores_have_the_right_shape_and_no_nan(channel: Channel) -> None:

@@ -54,5 +54,5 @@ def test_cold_targets_are_sought_among_the_cold_items_alone(make_questions):
     assert [new.targets.history[place].tolist() for place in range(len(new))] == [
         asked.targets.history[row].tolist() for row in rows
     ]
-    assert new.queries().allowed.tolist() == (counts == 0).tolist()
+    assert new.queries().allowed.of(0).mask.tolist() == (counts == 0).tolist()
     assert len(make_questions(3, 20, 10).among_cold()) == 0

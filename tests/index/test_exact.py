@@ -8,6 +8,7 @@ from recsys_ray.core.errors import ArtifactError
 from recsys_ray.index import exact
 from recsys_ray.index.exact import ExactIndex
 from recsys_ray.index.spec import load_index
+from recsys_ray.index.subset import Allowed, Subset
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -19,7 +20,7 @@ def test_excluded_and_forbidden_rows_never_come_back() -> None:
     index, queries = ExactIndex(unit(40, 8, 0)), unit(6, 8, 1)
     exclude = Ragged.of([[0, 1, 2], [], [5], list(range(39)), [39], [7, 7]])
     allowed = np.arange(40) % 3 != 0
-    rows, scores = index.search(queries, 12, exclude, allowed)
+    rows, scores = index.search(queries, 12, exclude, Allowed.everywhere(Subset(allowed), 6))
     full = queries @ index.vectors.T
     for query in range(6):
         legal = [row for row in range(40) if allowed[row] and row not in exclude[query]]
@@ -29,7 +30,8 @@ def test_excluded_and_forbidden_rows_never_come_back() -> None:
 
 
 def test_nothing_allowed_gives_padding() -> None:
-    rows, scores = ExactIndex(unit(5, 4, 0)).search(unit(2, 4, 1), 3, Ragged.of([[1], []]), np.zeros(5, np.bool_))
+    nothing = Allowed.everywhere(Subset(np.zeros(5, np.bool_)), 2)
+    rows, scores = ExactIndex(unit(5, 4, 0)).search(unit(2, 4, 1), 3, Ragged.of([[1], []]), nothing)
     assert (rows == -1).all()
     assert np.isneginf(scores).all()
 

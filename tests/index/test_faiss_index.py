@@ -12,6 +12,7 @@ from recsys_ray.index import exact
 from recsys_ray.index.exact import VECTORS_FILE, ExactIndex
 from recsys_ray.index.faiss_index import FaissIndex, build
 from recsys_ray.index.spec import load_index
+from recsys_ray.index.subset import Allowed, Subset
 
 pytest.importorskip("faiss")
 N, DIM = 400, 16
@@ -40,7 +41,8 @@ def test_k_legal_results_whenever_they_exist(factory: str, seed: int, k: int, sh
     allowed = None if share == 1.0 else rng.random(N) < share
     exclude = Ragged.of([rng.choice(N, num_excluded, replace=False), rng.choice(N, num_excluded // 2, replace=False)])
     queries = unit(2, DIM, seed)
-    rows, scores = BUILT[factory].search(queries, k, exclude, allowed)
+    among = None if allowed is None else Allowed.everywhere(Subset(allowed), 2)
+    rows, scores = BUILT[factory].search(queries, k, exclude, among)
     for query in range(2):
         legal = set(range(N) if allowed is None else np.flatnonzero(allowed).tolist()) - set(exclude[query].tolist())
         found = rows[query][rows[query] >= 0].tolist()

@@ -72,8 +72,10 @@ class NearestChannel:
         asked: IntArray = np.zeros(0, np.int64) if vectors is None else np.flatnonzero(vectors.any(1))
         if vectors is None or len(asked) == 0:
             return found
-        exclude = queries.exclude if len(asked) == len(queries) else queries.exclude.take(asked)
-        rows, scores = self.index.search(vectors[asked], k, exclude, queries.allowed)
+        exclude, allowed = queries.exclude, queries.allowed
+        if len(asked) < len(queries):
+            exclude, allowed = exclude.take(asked), allowed and allowed.take(asked)
+        rows, scores = self.index.search(vectors[asked], k, exclude, allowed)
         found.rows[asked], found.scores[asked] = rows, scores
         return found
 

@@ -177,7 +177,8 @@ def evidence(queries: Queries, scores: FloatArray) -> FloatArray:
 def may_come_back(rows: IntArray, queries: Queries) -> BoolArray:
     """(len(rows),) which of the rows the only query lets come back."""
     allowed = np.isin(rows, queries.exclude.values, invert=True)
-    return allowed if queries.allowed is None else allowed & queries.allowed[rows]
+    subset = None if queries.allowed is None else queries.allowed.of(0)
+    return allowed if subset is None else allowed & subset.mask[rows]
 
 
 def prune(matrix: sp.csr_matrix, neighbours: int | None) -> sp.csr_matrix:

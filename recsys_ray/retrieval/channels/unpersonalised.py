@@ -9,6 +9,7 @@ import numpy as np
 from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.errors import ArtifactError, NotApplicable
 from recsys_ray.core.events import Events
+from recsys_ray.index.subset import Subset
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
 from recsys_ray.retrieval.channels.files import read_header, write_header
@@ -54,15 +55,35 @@ class UnpersonalisedChannel:
 
     def retrieve(self, queries: Queries, k: int) -> Candidates:
         """See `Channel.retrieve`."""
-        order = self.order if queries.allowed is None else self.order[queries.allowed[self.order]]
         found = Candidates.empty(len(queries), k)
         for query in range(len(queries)):
-            excluded = queries.exclude[query]
-            first = order[: k + len(excluded)]
-            rows = first[np.isin(first, excluded, invert=True)][:k]
+            subset = None if queries.allowed is None else queries.allowed.of(query)
+            rows = self._best(k, queries.exclude[query], subset)
             found.rows[query, : len(rows)] = rows
             found.scores[query, : len(rows)] = self.item_scores[rows]
         return found
+
+    def _best(self, k: int, excluded: IntArray, subset: Subset | None) -> IntArray:
+        """Up to k rows, best first: of a tight filter its few rows are sorted, else the order is walked."""
+        wanted = k + len(excluded)
+        if subset is None:
+            first = self.order[:wanted]
+        elif subset.size**2 < wanted * len(subset.mask):
+            rows = subset.rows[self.item_scores[subset.rows] > 0]
+            first = rows[np.argsort(-self.item_scores[rows], kind="stable")]
+        else:
+            first = self._walk(wanted, subset)
+        return first[np.isin(first, excluded, invert=True)][:k]
+
+    def _walk(self, wanted: int, subset: Subset) -> IntArray:
+        """The first allowed rows of the order: twice as far each time, until there are enough."""
+        step = int(wanted / max(subset.share, 1e-9)) + 1
+        while True:
+            part = self.order[:step]
+            first = part[subset.mask[part]]
+            if len(first) >= wanted or step >= len(self.order):
+                return first[:wanted]
+            step *= 2
 
     def save(self, directory: Path) -> None:
         """See `Channel.save`."""
