@@ -124,7 +124,7 @@ def trainings(space: Space, config: RunConfig, most: int) -> list[dict[str, Any]
     if len(choices) == len(varied) and len(grid) <= most:
         return [dict(zip(varied, values, strict=True)) for values in grid]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.QMCSampler(seed=config.training.seed))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.training.seed))
     drawn = [dict(study.ask(distributions(varied)).params) for _ in range(most)]
     return [one for place, one in enumerate(drawn) if one not in drawn[:place]]
 

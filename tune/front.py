@@ -27,6 +27,12 @@ class Point:
     measured: Measured
     fused: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """The settings for people, without those that say nothing."""
+        told = {path.rpartition(".")[2]: value for path, value in self.settings.items() if value not in (None, "")}
+        return ", ".join(f"{name}={value}" for name, value in told.items())
+
 
 @dataclass(frozen=True)
 class Target:

@@ -44,6 +44,7 @@ def front_section(kept: Sequence[Point]) -> Section:
     rows = tuple(
         (
             point.id,
+            point.text,
             point.measured.recall,
             point.fused.get(METRIC),
             point.fused.get("recall@100"),
@@ -53,12 +54,12 @@ def front_section(kept: Sequence[Point]) -> Section:
             f"{point.measured.searched_bytes / point.measured.num_items:.0f}",
             point.measured.encoder_bytes,
             point.measured.disk_bytes,
-            *(str(value if value not in (None, "") else "-") for value in point.settings.values()),
         )
         for point in kept
     )
     columns = (
         "id",
+        "settings",
         "recall@100",
         f"fused {METRIC}",
         "fused recall@100",
@@ -68,7 +69,6 @@ def front_section(kept: Sequence[Point]) -> Section:
         "bytes an item",
         "encoder bytes",
         "on disk",
-        *kept[0].settings,
     )
     text = (
         "recall@100 is that of the towers' own list; the fused metrics are those of the whole run with it. Index "

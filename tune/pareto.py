@@ -130,7 +130,6 @@ def _table(kept: Sequence[Point], chosen: Point | None) -> Table:
     table.add_column("settings", overflow="fold")
     for point in kept:
         m = point.measured
-        settings = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in point.settings.items() if value)
         table.add_row(
             point.id,
             f"{m.recall:.4f}",
@@ -139,7 +138,7 @@ def _table(kept: Sequence[Point], chosen: Point | None) -> Table:
             f"{m.p95_ms:.2f}",
             f"{m.num_bytes / 1e6:.2f}",
             f"{m.searched_bytes / m.num_items:.0f}",
-            settings,
+            point.text,
             style="bold" if chosen is not None and point.id == chosen.id else None,
         )
     return table
