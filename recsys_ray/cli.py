@@ -1,4 +1,4 @@
-"""The command line: one sub-command a stage, plus run, export, demo, compare, serve, recommend, tune and doctor."""
+"""The command line: a sub-command a stage, plus run, export, demo, compare, serve, recommend, tune, plan, doctor."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ import click
 import typer
 from rich.console import Console
 
+from recsys_ray.cli_plan import app as plan_app
 from recsys_ray.core.errors import ConfigError, RecsysError
 
 if TYPE_CHECKING:
@@ -281,6 +282,9 @@ def pareto(  # noqa: PLR0913 (options of one command)
     target = Target(max_p95_ms, max_bytes, min_recall)
     run = load_preset(preset, config, sets or [], storage)
     typer.echo(find_front(run, load_space(space) if space else {}, trials, target).id)
+
+
+app.add_typer(plan_app, name="plan")
 
 
 @app.command()

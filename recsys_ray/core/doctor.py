@@ -153,7 +153,7 @@ def check_weights(installed: Callable[[str], str | None] | None = None) -> Findi
 
 def check_memory(free_bytes: int | None = None) -> Finding:
     """Free memory, within the limit of the container where there is one."""
-    free = _free_memory() if free_bytes is None else free_bytes
+    free = free_memory() if free_bytes is None else free_bytes
     if free is None:
         return Finding("memory", "warn", "unknown on this system", "Ray and one worker need about 2 GB")
     shown = f"{free / _GB:.1f} GB free"
@@ -228,7 +228,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """What the machine and, in a container, its limit leave; None where the system does not tell (no Linux)."""
     if not _MEMINFO.is_file():
         return None

@@ -1,4 +1,4 @@
-"""A plan of memory as a table for people and as JSON values."""
+"""Plans as tables for people, a plan of memory also as JSON values."""
 
 from dataclasses import asdict
 from typing import Any
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from recsys_ray.planning.memory import Need, Room, Sizes
 from recsys_ray.planning.remedies import Remedy
+from recsys_ray.planning.serving import ServingLoad, ServingPlan
 
 Advice = dict[tuple[str, str, str], list[Remedy]]
 _MARKS = {True: "[green]fits[/]", False: "[bold red]too much[/]", None: "?"}
@@ -68,3 +69,32 @@ def human(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.3g} TB" if num_bytes < 1000 else f"{num_bytes:,.0f} TB"
+
+
+def print_serving(plans: list[ServingPlan], load: ServingLoad, out: Console) -> None:
+    """The plans as a table, and the arithmetic of the cheapest."""
+    out.print(f"{load.items:,} vectors of {load.dim}, {load.qps:g} requests/s, p95 {load.p95_ms:g} ms")
+    table = Table(box=None, pad_edge=False)
+    heads = ["index", "setting", "shards", "x replicas", "+ gateways", "nodes of", "GB a node"]
+    for name in [*heads, "search", "p95", "busy", "cost"]:
+        table.add_column(name, justify="left" if name in ("index", "nodes of") else "right")
+    for plan in plans:
+        used = plan.shared_bytes + plan.processes * (plan.private_bytes + load.process_gb * 1e9) + load.shared_gb * 1e9
+        table.add_row(
+            plan.factory,
+            f"{plan.setting:g}" if plan.setting != 1 else "",
+            str(plan.shards),
+            str(plan.replicas),
+            str(plan.gateways),
+            plan.node,
+            f"{used / 1e9:.1f}",
+            f"{plan.search_ms:.2f} ms",
+            f"{plan.p95_ms:.1f} ms",
+            f"{plan.utilisation:.0%}",
+            f"{plan.cost:g}",
+        )
+    out.print(table)
+    unit = "an hour" if all(node.price is not None for node in load.nodes.values()) else "in cores, or 4 GB each"
+    out.print(f"cost: {unit}\n\nthe cheapest, {plans[0].factory}:")
+    for line in plans[0].arithmetic:
+        out.print(f"  {line}")

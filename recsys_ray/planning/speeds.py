@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys_ray.index.exact import EXACT
+from recsys_ray.index.spec import num_lists
+
+_MOST_PROBES = 256  # beyond, and beyond a quarter of the lists, the project tries none
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,10 @@ class Speeds:
     def setting(self, factory: str, num_items: int) -> float:
         """The nprobe, efSearch or k_factor that holds the recall; 1 without such, infinity where none holds it."""
         need = self.needs.get(family(factory))
-        return 1.0 if need is None else need(num_items)
+        setting = 1.0 if need is None else need(num_items)
+        if factory.startswith("IVF") and setting > min(_MOST_PROBES, num_lists(num_items) // 4):
+            return math.inf
+        return setting
 
     def seconds(self, factory: str, setting: float, num_items: int) -> float:
         """Median seconds of one search on one core."""
