@@ -16,7 +16,7 @@ from recsys_ray.core.progress import track
 from recsys_ray.evaluation.questions import Questions
 from recsys_ray.evaluation.settings import EvaluationConfig
 from recsys_ray.retrieval.candidates import Candidates, top_k
-from recsys_ray.retrieval.channel import Channel
+from recsys_ray.retrieval.channel import Source
 from recsys_ray.retrieval.fusion import Fusion, combine
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.retriever import Retriever
@@ -187,7 +187,7 @@ def _replay_block(retriever: Retriever, questions: Questions) -> _Block:
     return ranks, shown
 
 
-def _list(channel: Channel, queries: Queries, scores: FloatArray, depth: int) -> Candidates:
+def _list(channel: Source, queries: Queries, scores: FloatArray, depth: int) -> Candidates:
     """What the channel answers: by its contract the top of its scores, up to the recall of an index of vectors."""
     return channel.retrieve(queries, depth) if "vectors" in channel.reads else top_k(scores, depth)
 
@@ -203,7 +203,7 @@ def _fuse(lists: dict[str, Candidates], fusion: Fusion, items: Ragged) -> tuple[
     return ranks, fused.rows[:, :SHOWN]
 
 
-def _checked_scores(name: str, channel: Channel, queries: Queries, num_items: int) -> FloatArray:
+def _checked_scores(name: str, channel: Source, queries: Queries, num_items: int) -> FloatArray:
     scores = channel.scores(queries)
     expected = (len(queries), num_items)
     if scores.shape != expected:

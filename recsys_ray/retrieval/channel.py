@@ -1,4 +1,4 @@
-"""The protocol of a channel: one source of candidates."""
+"""The protocol of a channel: one source of candidates, fitted, saved in a release, loaded from it."""
 
 from pathlib import Path
 from typing import Literal, Protocol
@@ -11,12 +11,12 @@ Reads = frozenset[Literal["history", "text", "vectors"]]
 """The parts of a question that a channel answers to."""
 
 
-class Channel(Protocol):
-    """One source of candidates. A fitted value: `fit` and `load` functions beside the class return finished channels.
+class Source(Protocol):
+    """What gives candidates.
 
     Laws, checked by one contract test: `retrieve` equals the top k of `scores` (up to the recall of an ANN index);
     nothing excluded or not allowed ever comes back; k candidates come back whenever k scored, allowed items exist;
-    `save` then `load` answers the same; a question that lacks all that the channel reads gets no candidates.
+    a question that lacks all that it reads gets no candidates.
     """
 
     @property
@@ -36,6 +36,13 @@ class Channel(Protocol):
     def retrieve(self, queries: Queries, k: int) -> Candidates:
         """The k best candidates of each query, seen and filtered items excluded before the cut."""
         ...
+
+
+class Channel(Source, Protocol):
+    """A source that was fitted: `fit` and `load` functions beside the class return finished channels.
+
+    `save` then `load` answers the same.
+    """
 
     def save(self, directory: Path) -> None:
         """Write all that `load` needs into an existing, empty directory."""

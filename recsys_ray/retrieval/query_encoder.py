@@ -8,6 +8,7 @@ import numpy as np
 
 from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
 from recsys_ray.core.errors import SpaceError
+from recsys_ray.index.live import LiveIndex, width
 from recsys_ray.retrieval.channels.table import decayed
 from recsys_ray.retrieval.query import Queries
 
@@ -23,6 +24,21 @@ Piece = str | bytes
 
 _BATCH = 512
 _PIECES = 64
+
+
+@dataclass(frozen=True)
+class LiveVectors:
+    """The item vectors of an index that changes, some at a time; rows that it does not have are zeros."""
+
+    index: LiveIndex
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As that of an array of them all."""
+        return self.index.num_rows, width(self.index)
+
+    def __getitem__(self, rows: IntArray) -> FloatArray:
+        return self.index.at(rows)
 
 
 class QueryEncoder(Protocol):
@@ -56,7 +72,7 @@ class TowerQueryEncoder:
     """
 
     model: "TwoTower"
-    item_vectors: FloatArray
+    item_vectors: FloatArray | LiveVectors
     space_id: str
     backbones: BackboneLoader
 
@@ -76,7 +92,7 @@ class TowerQueryEncoder:
 
         from recsys_ray.encoders.inputs import ItemInputs
 
-        values = self._inputs(modality, pieces)
+        values = self.read(modality, pieces)
         if values is None:
             return None
         tensors = {name: torch.from_numpy(array) for name, array in values.items()}
@@ -85,7 +101,7 @@ class TowerQueryEncoder:
             vectors: FloatArray = self.model.item_tower(inputs).float().numpy()
         return vectors
 
-    def _inputs(self, modality: str, pieces: Sequence[Piece]) -> dict[str, np.ndarray] | None:
+    def read(self, modality: str, pieces: Sequence[Piece]) -> dict[str, np.ndarray] | None:
         """What the item tower reads of the pieces: features of a frozen backbone, or a trained one's own input."""
         from recsys_ray.encoders.two_tower import trained_backbones
 
@@ -136,7 +152,7 @@ class FrozenQueryEncoder:
     """
 
     modality: str
-    item_vectors: FloatArray | None
+    item_vectors: FloatArray | LiveVectors | None
     space_id: str
     dim: int
     backbones: BackboneLoader

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.progress import say
 from recsys_ray.core.schema import Fields
-from recsys_ray.index.subset import Allowed, Subset
-from recsys_ray.online.history import HISTORIES_FILE, PublishedHistories, read_histories
+from recsys_ray.online.history import HISTORIES_FILE, LiveHistory, PublishedHistories, read_histories
+from recsys_ray.retrieval.catalogue import Catalogue
 from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.explain import Source, explain
-from recsys_ray.retrieval.filters import allowed_items
 from recsys_ray.retrieval.fusion import Fused, Fusion, combine
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.release_files import (
@@ -92,17 +90,13 @@ class Release:
     Attributes:
         artifact: The directory and its manifest.
         retriever: Channels, encoders, fusion.
-        items: The catalogue's original fields, in row order.
-        item_ids: Ids and rows.
-        fields: What the fields are used for.
+        catalogue: Items by row, with what changed since it was published.
         histories: What the release knows of users.
     """
 
     artifact: Artifact
     retriever: Retriever
-    items: pa.Table
-    item_ids: IdMap
-    fields: Fields
+    catalogue: Catalogue
     histories: PublishedHistories
 
     @property
@@ -115,12 +109,20 @@ class Release:
         self.answer(self.ask(self.question(self.item_ids.ids[:1]), 1))
         self.answer(self.ask(self.question(text="warm up"), 1))
 
-    @cached_property
+    @property
+    def items(self) -> pa.Table:
+        """(N) the published catalogue's original fields, in row order."""
+        return self.catalogue.items
+
+    @property
+    def item_ids(self) -> IdMap:
+        """Ids and rows of the published catalogue."""
+        return self.catalogue.item_ids
+
+    @property
     def titles(self) -> list[str | None]:
         """(N,) titles in row order."""
-        if self.fields.title is None:
-            return [None] * self.items.num_rows
-        return [None if title is None else str(title) for title in self.items.column(self.fields.title).to_pylist()]
+        return self.catalogue.titles
 
     def recommend(
         self,
@@ -166,7 +168,7 @@ class Release:
             ConfigError: When no channel tells items apart by what is like them.
             DataError: When the catalogue does not have the item.
         """
-        if item_id not in self.item_ids:
+        if self.catalogue.row(item_id) < 0:
             raise DataError(f"item {item_id!r} is not in the catalogue of release {self.id}")
         question = self.question([item_id], filters=filters)
         return self.answer(self.ask(self.evidence_only(question), k), fields=fields)
@@ -214,21 +216,23 @@ class Release:
         *,
         exclude_seen: bool = True,
         filters: Mapping[str, Any] | None = None,
+        live: LiveHistory | None = None,
     ) -> Question:
-        """A question in external ids as one query; see `recommend`."""
+        """A question in external ids as one query; see `recommend`. `live` is what came of the user since."""
         if history is not None and user_id is not None:
             raise ConfigError("recommend", {"history": list(history), "user_id": user_id}, "one of the two")
         _require_ids(history, user_id)
-        known_user = user_id is None or user_id in self.histories
-        ids = self.histories.get(user_id) if user_id is not None else list(history or [])
-        rows = self.item_ids.rows(ids)
+        live = live or LiveHistory()
+        known_user = user_id is None or bool(live.events) or (user_id in self.histories and not live.erased)
+        ids = live.after(self.histories.get(user_id)) if user_id is not None else list(history or [])
+        rows = self.catalogue.history_rows(ids)
         known = Ragged.of([rows[rows >= 0]])
         queries = Queries(
             history=known,
             exclude=known if exclude_seen else Ragged.empty(1),
             texts=(text or None,),
-            user_tokens=self._user_tokens(user_id),
-            allowed=Allowed.everywhere(Subset(allowed_items(self.items, filters)), 1) if filters else None,
+            user_tokens=self._user_tokens(None if live.erased else user_id),
+            allowed=self.catalogue.allowed(filters) if filters else None,
         )
         unknown = tuple(item for item, row in zip(ids, rows, strict=True) if row < 0)
         return Question(queries, self._channels_for(queries), unknown, known_user)
@@ -249,36 +253,40 @@ class Release:
         Raises:
             ConfigError: When a field is not in the catalogue.
         """
-        rows = fused.candidates.rows[query]
-        rows = rows[rows >= 0]
-        shown = self._fields(rows, fields)
-        scores = fused.candidates.scores[query].tolist()
+        places = self._places(fused, query)
+        rows = fused.candidates.rows[query, places]
+        shown = self.catalogue.shown(rows, fields) if fields else []
+        scores = fused.candidates.scores[query, places].tolist()
         return [
             Recommended(
-                self.item_ids.external(row),
-                self.titles[row],
-                scores[place],
-                {name: rank + 1 for name, rank in fused.sources(query, place).items()},
-                shown[place] if shown else {},
+                self.catalogue.external(row),
+                self.catalogue.title(row),
+                scores[order],
+                {name: rank + 1 for name, rank in fused.sources(query, places[order]).items()},
+                shown[order] if shown else {},
             )
-            for place, row in enumerate(rows.tolist())
+            for order, row in enumerate(rows.tolist())
         ]
 
     def explain(self, fused: Fused, query: int = 0) -> list[list[Source]]:
         """For each candidate of `answer`: what every channel said of it."""
-        count = int((fused.candidates.rows[query] >= 0).sum())
-        return [explain(fused, query, place) for place in range(count)]
+        return [explain(fused, query, place) for place in self._places(fused, query)]
 
     def evidence_only(self, question: Question) -> Question:
         """The question without the channels that answer everybody alike: what is like an item has to do with it."""
         channels = tuple(name for name in question.channels if self.retriever.channels[name].reads)
         return Question(question.queries, channels)
 
+    def _places(self, fused: Fused, query: int) -> list[int]:
+        """The places of a list that hold an item; a replica that is behind may have named one that is gone."""
+        places: list[int] = np.flatnonzero(self.catalogue.holds(fused.candidates.rows[query])).tolist()
+        return places
+
     def _possible(self, k: int) -> int:
         """What is asked for, as far as the catalogue goes: lists are as wide as they are asked for."""
         if k < 1:
             raise ConfigError("k", k, "at least 1")
-        return min(k, max(len(self.item_ids), 1))
+        return min(k, max(len(self.catalogue), 1))
 
     def _retriever_for(self, question: Question) -> Retriever:
         if not question.channels:
@@ -297,15 +305,6 @@ class Release:
     def _user_tokens(self, user_id: str | None) -> IntArray | None:
         tokens = self.histories.tokens(user_id) if user_id is not None else []
         return np.array([tokens], np.int64) if tokens else None
-
-    def _fields(self, rows: IntArray, fields: Sequence[str]) -> list[dict[str, Any]]:
-        for name in fields:
-            if name not in self.items.column_names:
-                raise ConfigError("fields", name, ", ".join(self.items.column_names))
-        if not fields:
-            return []
-        shown: list[dict[str, Any]] = self.items.select(list(fields)).take(pa.array(rows)).to_pylist()
-        return shown
 
 
 def _require_ids(history: Sequence[str] | None, user_id: str | None) -> None:
@@ -332,11 +331,10 @@ def load_release(path: str | Path) -> Release:
     artifact = open_release(path)
     channels = {name: load_release_channel(artifact, name) for name in channel_names(artifact)}
     items = pq.read_table(artifact.file(schema.ITEMS_FILE)).combine_chunks()
+    fields = Fields.load(artifact.file(schema.FIELDS_FILE))
     return Release(
         artifact=artifact,
         retriever=Retriever(channels, load_encoders(artifact, channels), Fusion.load(artifact.file(FUSION_FILE))),
-        items=items,
-        item_ids=IdMap(items.column(schema.ITEM_ID).to_pylist()),
-        fields=Fields.load(artifact.file(schema.FIELDS_FILE)),
+        catalogue=Catalogue.of(items, fields),
         histories=read_histories(artifact.file(HISTORIES_FILE)),
     )

@@ -1,12 +1,13 @@
 """The retriever: encoders, channels and fusion joined; the same online and offline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError, SpaceError
 from recsys_ray.retrieval.candidates import Candidates
-from recsys_ray.retrieval.channel import Channel
+from recsys_ray.retrieval.channel import Source
 from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.fusion import Fused, Fusion, combine
 from recsys_ray.retrieval.query import Queries
@@ -29,7 +30,7 @@ class Retriever:
         SpaceError: When a channel searches a space that no encoder answers in.
     """
 
-    channels: dict[str, Channel]
+    channels: Mapping[str, Source]
     encoders: tuple[QueryEncoder, ...]
     fusion: Fusion
 
@@ -80,5 +81,5 @@ class Retriever:
         return Retriever({name: self.channels[name] for name in names}, self.encoders, fusion or self.fusion)
 
 
-def _space(channel: Channel) -> str | None:
+def _space(channel: Source) -> str | None:
     return channel.space_id if isinstance(channel, NearestChannel) else None

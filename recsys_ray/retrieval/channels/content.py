@@ -123,9 +123,9 @@ class ContentChannel:
 
     def retrieve(self, queries: Queries, k: int) -> Candidates:
         """See `Channel.retrieve`."""
-        if len(queries) == 1 and not self._mixes(queries).any():
-            prior = self.prior if _has_history(queries).any() else None
-            return self.tfidf.postings.best_of_one(self._terms(queries), queries, k, prior)
+        if len(queries) == 1 and not self.mixes(queries).any():
+            prior = self.prior if has_history(queries).any() else None
+            return self.tfidf.postings.best_of_one(self.terms(self.steps(queries), queries), queries, k, prior)
         everything = np.arange(len(queries))
         return best_in_blocks(
             len(queries), self.tfidf.num_items, k, lambda start, stop: self.scores(queries.take(everything[start:stop]))
@@ -142,44 +142,50 @@ class ContentChannel:
             save_vectors(directory / _NEURAL, self.neural.vectors)
 
     def _likeness(self, queries: Queries) -> FloatArray:
-        """(B, N) TF-IDF; where frozen vectors have a share, both parts, each divided by its largest score."""
-        mix, likeness = self._mixes(queries), self.tfidf.postings.scores(self._terms(queries))
-        if mix.any():
-            mixed = (1 - mix) * _scaled(likeness) + mix * _scaled(self._neural_scores(queries))
-            likeness = np.where(mix > 0, mixed, likeness)
-        likeness[_has_history(queries)] *= self.prior
+        """(B, N) see `weighed`."""
+        mix, steps = self.mixes(queries), self.steps(queries)
+        neural = self.neural_scores(self.direction(steps, queries)) if mix.any() else None
+        likeness = weighed(mix, self.tfidf.postings.scores(self.terms(steps, queries)), neural)
+        likeness[has_history(queries)] *= self.prior
         return likeness
 
-    def _mixes(self, queries: Queries) -> FloatArray:
+    def mixes(self, queries: Queries) -> FloatArray:
         """(B, 1) share of the frozen vectors in each question's scores."""
         mixes = np.full((len(queries), 1), 0.0 if self.neural is None else self.config.mix, np.float32)
         if self.neural is not None and self.neural.space_id in queries.vectors:
             by_text = np.array([bool(text) for text in queries.texts], bool)
-            mixes[by_text & ~_has_history(queries)] = self.config.text_mix
+            mixes[by_text & ~has_history(queries)] = self.config.text_mix
         return mixes
 
-    def _steps(self, queries: Queries) -> SparseRows:
+    def steps(self, queries: Queries) -> SparseRows:
+        """What each step of the histories counts."""
         return decayed(queries.history, self.config.decay, self.config.history)
 
-    def _terms(self, queries: Queries) -> SparseRows:
+    def terms(self, steps: SparseRows, queries: Queries) -> SparseRows:
         """What each question asks for, in terms: its history and its text together."""
-        history = self.tfidf.of_items(self._steps(queries))
+        history = self.tfidf.of_items(steps)
         if not any(queries.texts):
             return history
-        return _joined(history, self.tfidf.of_texts(queries.texts))
+        return joined(history, self.tfidf.of_texts(queries.texts))
 
-    def _neural_scores(self, queries: Queries) -> FloatArray:
-        """(B, N) cosines with the decayed sum of the history's vectors, and with the text's where it was encoded."""
+    def direction(self, steps: SparseRows, queries: Queries) -> FloatArray:
+        """(B, D) the decayed sum of the history's frozen vectors, and the text's where it was encoded."""
         if self.neural is None:
-            return np.zeros((len(queries), self.tfidf.num_items), np.float32)
-        steps = self._steps(queries)
+            return np.zeros((len(queries), 1), np.float32)
         vectors = np.zeros((len(queries), self.neural.vectors.shape[1]), np.float32)
         np.add.at(
             vectors, steps.columns.row_of_value, self.neural.vectors[steps.columns.values] * steps.values[:, None]
         )
         if self.neural.space_id in queries.vectors:
             vectors += queries.vectors[self.neural.space_id]
-        return vectors @ self.neural.vectors.T
+        return vectors
+
+    def neural_scores(self, direction: FloatArray) -> FloatArray:
+        """(B, N) products of the frozen vectors with a direction."""
+        if self.neural is None:
+            return np.zeros((len(direction), self.tfidf.num_items), np.float32)
+        scores: FloatArray = direction @ self.neural.vectors.T
+        return scores
 
 
 def fit(name: str, config: ContentConfig, data: FitData) -> ContentChannel:
@@ -215,10 +221,18 @@ def load(directory: Path) -> ContentChannel:
     return ContentChannel(header.name, ContentConfig.parse(header.config), tfidf, counts, neural)
 
 
-def _has_history(queries: Queries) -> BoolArray:
+def has_history(queries: Queries) -> BoolArray:
     """(B,) which questions are asked by a history, not by a text alone."""
     has: BoolArray = queries.history.lengths > 0
     return has
+
+
+def weighed(mix: FloatArray, tfidf: FloatArray, neural: FloatArray | None) -> FloatArray:
+    """(B, N) TF-IDF; where frozen vectors have a share, both parts, each divided by its largest score."""
+    if neural is None:
+        return tfidf
+    mixed: FloatArray = (1 - mix) * _scaled(tfidf) + mix * _scaled(neural)
+    return np.where(mix > 0, mixed, tfidf)
 
 
 def _scaled(scores: FloatArray) -> FloatArray:
@@ -228,7 +242,7 @@ def _scaled(scores: FloatArray) -> FloatArray:
     return scaled
 
 
-def _joined(first: SparseRows, second: SparseRows) -> SparseRows:
+def joined(first: SparseRows, second: SparseRows) -> SparseRows:
     """The sum of two sets of sparse rows; a column may come twice."""
     owners = np.concatenate([first.columns.row_of_value, second.columns.row_of_value])
     order = np.argsort(owners, kind="stable")

@@ -8,6 +8,7 @@ import numpy as np
 
 from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.errors import SpaceError
+from recsys_ray.index.live import width
 from recsys_ray.index.spec import Index, choose, load_index
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
@@ -97,7 +98,7 @@ class NearestChannel:
         if vectors is None:
             came = ", ".join(sorted(queries.vectors))
             raise SpaceError(f"channel {self.name!r} searches space {self.space_id}; the queries are in {came}")
-        came_dim, dim = vectors.shape[1], self.index.vectors.shape[1]
+        came_dim, dim = vectors.shape[1], width(self.index)
         if came_dim != dim:
             raise SpaceError(f"channel {self.name!r}: space {self.space_id} has {dim} dimensions, not {came_dim}")
         return vectors

@@ -9,7 +9,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -52,13 +52,21 @@ class TfIdf:
 
     def of_texts(self, texts: Sequence[str | None]) -> SparseRows:
         """Unit vectors of free texts; unknown words are ignored, None is empty."""
-        counted = [Counter(words(text or "")) for text in texts]
+        return self.of_documents([words(text or "") for text in texts])
+
+    def of_documents(self, documents: Sequence[Sequence[str]]) -> SparseRows:
+        """Unit vectors of what `documents` makes of items, or of the words of texts; unknown terms are ignored."""
+        counted = [Counter(document) for document in documents]
         known = [{self.term_rows[term]: count for term, count in c.items() if term in self.term_rows} for c in counted]
         columns = Ragged.of([list(counts) for counts in known])
         counts = np.array([count for row in known for count in row.values()], np.float32)
         values = (1 + np.log(counts)) * self.idf[columns.values] if len(counts) else counts
-        norms = np.sqrt(np.bincount(columns.row_of_value, values**2, minlength=len(texts)))
+        norms = np.sqrt(np.bincount(columns.row_of_value, values**2, minlength=len(documents)))
         return SparseRows(columns, (values / norms[columns.row_of_value]).astype(np.float32))
+
+    def with_items(self, items: sp.csr_matrix) -> "TfIdf":
+        """The same vocabulary over other items, (N, V)."""
+        return replace(self, items=Table.of(items), postings=Table.of(items.T))
 
     def of_items(self, rows: SparseRows) -> SparseRows:
         """For each query, the weighted sum of its items' vectors."""
@@ -112,7 +120,7 @@ def vectorise(items: pa.Table, fields: Fields, attribute_words: bool, max_share:
             finds them.
         max_share: Terms that more than this share of the items have are left out.
     """
-    counts = _counted(_documents(items, fields, attribute_words))
+    counts = _counted(documents(items, fields, attribute_words))
     num_items = items.num_rows
     frequency = np.bincount(counts.columns, minlength=len(counts.terms))
     kept = np.flatnonzero(frequency <= max_share * max(num_items, 1)).tolist()
@@ -139,10 +147,10 @@ class _Counts:
     offsets: IntArray
 
 
-def _counted(documents: Iterable[list[str]]) -> _Counts:
+def _counted(documents_: Iterable[list[str]]) -> _Counts:
     place_of: dict[str, int] = {}
     columns, counts, offsets = array("q"), array("f"), array("q", [0])
-    for document in documents:
+    for document in documents_:
         counted = Counter(document)
         columns.extend(place_of.setdefault(term, len(place_of)) for term in counted)
         counts.extend(counted.values())
@@ -165,7 +173,7 @@ def _weighted(counts: _Counts, kept: list[int], idf: FloatArray) -> sp.csr_matri
     return sp.csr_matrix(sp.diags(1 / np.maximum(norms, 1e-12)) @ matrix)
 
 
-def _documents(items: pa.Table, fields: Fields, attribute_words: bool) -> Iterable[list[str]]:
+def documents(items: pa.Table, fields: Fields, attribute_words: bool) -> Iterable[list[str]]:
     """The terms of each item, with repetitions."""
     texts = items.column(schema.TEXT).to_pylist() if schema.TEXT in items.column_names else [None] * items.num_rows
     columns = {name: items.column(name).to_pylist() for name in fields.categorical if name in items.column_names}
