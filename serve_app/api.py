@@ -1,14 +1,14 @@
 """The HTTP bodies: what each route takes and gives. Unknown keys and values of the wrong type are errors."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from serve_app.config import Limits
+from serve_app.filters import AnyFilter
 
 ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Scalar = str | int | float | bool
 
 
 class Request(BaseModel):
@@ -16,8 +16,8 @@ class Request(BaseModel):
 
     Attributes:
         k: How many items to answer with.
-        filters: Catalogue field to what it must be: a value, ``{"in": [a, b]}`` for one of several, or a range
-            ``{"min": 1990, "max": 1999}`` with both ends in it. All of them must hold.
+        filters: What items may come back, by their catalogue fields, e.g. ``{"op": "equals", "field": "brand", "value":
+            "acme"}``; docs/filters.md has the language.
         deadline_ms: Answer within this time or say 408; channels that would be late are left out.
         explain: Add the rank and score that each channel gave an item.
         fields: Catalogue fields to return with each item.
@@ -26,9 +26,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     k: int = Field(20, ge=1)
-    filters: dict[str, Scalar | dict[Literal["in", "min", "max"], Scalar | list[Scalar]]] = Field(
-        default_factory=dict, max_length=32
-    )
+    filters: AnyFilter | None = None
     deadline_ms: int | None = Field(None, ge=1)
     explain: bool = False
     fields: list[str] = Field(default_factory=list, max_length=64)
@@ -61,6 +59,47 @@ class SearchRequest(Request):
     """Items for a text."""
 
     text: Text
+
+
+class EventIn(BaseModel):
+    """One interaction.
+
+    Attributes:
+        user_id: Any; a user need not be known before.
+        item_id: Any; an item that is not known (yet) is kept, and ignored for as long as it is unknown.
+        timestamp: Seconds since 1970, or ISO 8601 (UTC where it names no zone); by default now. An event that is sent
+            again with the same timestamp counts once.
+        kind: View, click, purchase, …
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    user_id: ExternalId
+    item_id: ExternalId
+    timestamp: int | float | str | None = None
+    kind: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "interaction"
+
+
+class EventsRequest(BaseModel):
+    """Events to write into the users' histories; all of them are written, or none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    events: list[EventIn] = Field(min_length=1)
+
+
+class ItemRequest(BaseModel):
+    """An item to add, or to put in the place of the one that has its id.
+
+    Attributes:
+        fields: Catalogue field to value; what is not given is null. Dates are ISO 8601 text.
+        picture: JPEG, PNG, WEBP, GIF or BMP in base64, where the release reads pictures.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    fields: dict[str, JsonValue] = Field(default_factory=dict, max_length=1000)
+    picture: str | None = None
 
 
 class Vote(BaseModel):
@@ -101,7 +140,8 @@ class Envelope(BaseModel):
     Attributes:
         release: Id of the release that answered.
         request_id: The `X-Request-ID` sent, or a new one.
-        degraded: Channels (or "encoder") that were late or failed and are left out of this answer.
+        degraded: Channels (or "encoder", or "histories": what came of the user since the release) that were late or
+            failed and are left out of this answer; "items" where changes of the last seconds may be missing.
         timings_ms: Stage or channel to its milliseconds.
     """
 
@@ -133,6 +173,51 @@ class ItemAnswer(Envelope):
     fields: dict[str, Any]
 
 
+class EventsAnswer(Envelope):
+    """That events were written, durably.
+
+    Attributes:
+        accepted: How many.
+        unknown_items: Those of their items that are not known now.
+    """
+
+    accepted: int
+    unknown_items: list[str]
+
+
+class ChangedAnswer(Envelope):
+    """That an item was put or deleted, durably.
+
+    Attributes:
+        sequence: Number of the change; a replica whose `live.sequence` in `/v1/status` is as high has it.
+    """
+
+    item_id: str
+    sequence: int
+
+
+class ErasedAnswer(Envelope):
+    """That a user was forgotten."""
+
+    user_id: str
+
+
+class LiveStatus(BaseModel):
+    """How the replica that answers stands with changes of items.
+
+    Attributes:
+        replica: Its host and process.
+        sequence: Of the newest change that it has.
+        lag_s: Seconds since it last made sure that it has all of them.
+        max_lag_s: From where on it answers 503; null: never.
+    """
+
+    replica: str
+    sequence: int
+    lag_s: float
+    max_lag_s: float | None
+
+
 class StatusAnswer(Envelope):
     """What is being served.
 
@@ -141,6 +226,7 @@ class StatusAnswer(Envelope):
         spaces: Ids of the vector spaces that questions are encoded in.
         fields: Catalogue fields that can be shown and filtered by.
         counts: Items, and users with a history.
+        live: The replica that answers.
     """
 
     topology: str
@@ -148,6 +234,7 @@ class StatusAnswer(Envelope):
     spaces: list[str]
     fields: list[str]
     counts: dict[str, int]
+    live: LiveStatus
 
 
 class HealthAnswer(Envelope):
@@ -156,7 +243,7 @@ class HealthAnswer(Envelope):
     status: str
 
 
-def over_limits(body: Request, limits: Limits) -> list[dict[str, str]]:
+def over_limits(body: BaseModel, limits: Limits) -> list[dict[str, str]]:
     """The fields of a well-formed body that go beyond the configured limits or do not fit together."""
     wrong: list[dict[str, str]] = []
 
@@ -164,8 +251,11 @@ def over_limits(body: Request, limits: Limits) -> list[dict[str, str]]:
         if came > most:
             wrong.append({"field": field, "detail": f"got {came}{unit}; at most {most}{unit} are allowed"})
 
-    check("k", body.k, limits.max_k, "")
-    check("deadline_ms", body.deadline_ms or 0, limits.max_deadline_ms, " ms")
+    if isinstance(body, EventsRequest):
+        check("events", len(body.events), limits.max_events, " events")
+    if isinstance(body, Request):
+        check("k", body.k, limits.max_k, "")
+        check("deadline_ms", body.deadline_ms or 0, limits.max_deadline_ms, " ms")
     if isinstance(body, RecommendRequest):
         check("history", len(body.history or ()), limits.max_history, " items")
         wrong += _question_missing(body)

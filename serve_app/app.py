@@ -46,11 +46,9 @@ def build_app(config: ServeConfig) -> "Application":
     gateway = deploy(serve.ingress()(Gateway), "gateway", config.gateway)
     if config.topology == "collapsed":
         return gateway.bind(config)
-    encoder = deploy(Encoder, "encoder", config.encoder).bind(config.release)
+    encoder = deploy(Encoder, "encoder", config.encoder).bind(config)
     channels = {
-        name: deploy(ChannelWorker, f"channel_{name}", config.channels.get(name, config.channel)).bind(
-            config.release, name
-        )
+        name: deploy(ChannelWorker, f"channel_{name}", config.channels.get(name, config.channel)).bind(config, name)
         for name in _channels(config, channel_names(release))
     }
     return gateway.bind(config, encoder, channels)

@@ -4,15 +4,15 @@ import asyncio
 from typing import TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from serve_app import api
 from serve_app.config import Limits
+from serve_app.filters import path_of
 from serve_app.problems import Problem
 
-_CONDITION = 'a value, {"in": [a, b]}, or {"min": a, "max": b}; values are text, numbers, true or false'
-Body = TypeVar("Body", bound=api.Request)
+Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[Body], limits: Limits) -> Body:
@@ -67,13 +67,10 @@ def _problem(error: ValidationError) -> Problem:
     if found[0]["type"] == "json_invalid":
         return Problem(400, f"The body is not JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}.")
     errors = list({_field(one["loc"]): one["msg"] for one in reversed(found)}.items())[::-1]
-    documents = [
-        {"field": field, "detail": _CONDITION if field.startswith("filters.") else detail} for field, detail in errors
-    ]
+    documents = [{"field": field, "detail": detail} for field, detail in errors]
     return Problem(422, f"{documents[0]['field']}: {documents[0]['detail']}.", documents)
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    """The dotted path of a wrong value; inside `filters` up to the catalogue field, below it are only alternatives."""
-    parts = location[:2] if location[:1] == ("filters",) else location
-    return ".".join(map(str, parts)) or "body"
+    """The dotted path of a wrong value."""
+    return path_of(location) if location[:1] == ("filters",) else ".".join(map(str, location)) or "body"

@@ -18,6 +18,7 @@ class Limits(Config):
         deadline_ms: The deadline of requests that set none.
         max_deadline_ms: The longest deadline a request may set.
         max_in_flight: Requests a gateway replica works on at a time; more are answered 429 at once.
+        max_events: The most events one request may bring.
         retry_after_s: What a refused client is told to wait.
     """
 
@@ -28,7 +29,29 @@ class Limits(Config):
     deadline_ms: int = Field(2000, ge=1)
     max_deadline_ms: int = Field(30_000, ge=1)
     max_in_flight: int = Field(64, ge=1)
+    max_events: int = Field(1000, ge=1)
     retry_after_s: int = Field(1, ge=1)
+
+
+class Live(Config):
+    """State that changes while serving: histories of users, and items that are put or deleted.
+
+    Attributes:
+        store: Where it is kept: "sqlite" in `live/live.sqlite` beside the releases, which replicas of one node share;
+            ``sqlite:PATH`` elsewhere; ``redis://HOST:PORT/DATABASE`` for several nodes; null for none, and then
+            events and changes of items are refused.
+        max_history: The newest so many events of a user are kept.
+        poll_s: How often a replica asks for changes of items.
+        max_lag_s: A replica that could not make sure for this long that it has all changes refuses to answer; null
+            never refuses. From one second on its answers name "items" in `degraded`.
+        compact_at: From this many changed vectors on, an index is built anew in the background.
+    """
+
+    store: str | None = "sqlite"
+    max_history: int = Field(1000, ge=1)
+    poll_s: float = Field(0.1, gt=0, le=0.5)
+    max_lag_s: float | None = Field(10.0, ge=1)
+    compact_at: int = Field(10_000, ge=1)
 
 
 class Scale(Config):
@@ -57,6 +80,7 @@ class ServeConfig(Config):
         topology: "collapsed" runs all stages inside the gateway's replicas (lowest latency); "composed" runs the
             encoder and each channel as deployments of their own, scaled on their own. The answers are equal.
         limits: What a request may ask for.
+        live: Histories and changes of items.
         gateway: Scale of the HTTP ingress.
         encoder: Scale of the query encoder (composed).
         channel: Scale of each channel (composed).
@@ -66,6 +90,7 @@ class ServeConfig(Config):
     release: str
     topology: Literal["collapsed", "composed"] = "collapsed"
     limits: Limits = Limits()
+    live: Live = Live()
     gateway: Scale = Scale()
     encoder: Scale = Scale()
     channel: Scale = Scale(num_cpus=0.25)

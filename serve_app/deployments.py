@@ -1,6 +1,6 @@
 """What runs in replicas: plain classes, decorated by nothing; `app.build_app` turns them into deployments."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,10 +8,13 @@ from fastapi import FastAPI
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.release import Release, load_release, load_release_channel, open_release
+from recsys_ray.retrieval.release import load_release, load_release_channel, open_release
 from serve_app.calls import across, in_process
 from serve_app.config import ServeConfig
 from serve_app.engine import Encode, Engine, Retrieve
+from serve_app.histories import Histories
+from serve_app.items import Items
+from serve_app.live import LiveRelease, open_live, open_stores
 from serve_app.routes import create_api
 from serve_app.service import Service
 
@@ -20,13 +23,18 @@ class Encoder:
     """The query encoders of a release: histories and texts to query vectors.
 
     Args:
-        release: Directory of the release, or the release itself where this process holds it already.
+        served: The application's settings, or the release itself where this process holds it already.
     """
 
-    def __init__(self, release: str | Release) -> None:
-        retriever = (load_release(release) if isinstance(release, str) else release).retriever
-        retriever.encode(Queries.of_texts(("warm up",)))  # backbones load with the first text: here, not in a request
-        self._encode = in_process(retriever.encode)
+    def __init__(self, served: ServeConfig | LiveRelease) -> None:
+        live = open_live(served) if isinstance(served, ServeConfig) else served
+        # Backbones load with the first text: here, not in a request.
+        live.current.retriever.encode(Queries.of_texts(("warm up",)))
+
+        def encode(queries: Queries) -> Queries:
+            return live.current.retriever.encode(live.known(queries))
+
+        self._encode = in_process(encode)
 
     async def encode(self, queries: Queries) -> dict[str, FloatArray]:
         """Query vectors by space, (B, D) each."""
@@ -37,16 +45,12 @@ class ChannelWorker:
     """One channel of a release.
 
     Args:
-        release: As for `Encoder`.
+        served: As for `Encoder`.
         name: The channel's name.
     """
 
-    def __init__(self, release: str | Release, name: str) -> None:
-        if isinstance(release, str):
-            channel = load_release_channel(open_release(release), name)
-        else:
-            channel = release.retriever.channels[name]
-        self._retrieve = in_process(channel.retrieve)
+    def __init__(self, served: ServeConfig | LiveRelease, name: str) -> None:
+        self._retrieve = in_process(_retrieving(served, name))
 
     async def retrieve(self, queries: Queries, k: int) -> Candidates:
         """The channel's k best candidates of each query."""
@@ -66,16 +70,32 @@ class Gateway:
         self, config: ServeConfig, encoder: Any | None = None, channels: Mapping[str, Any] | None = None
     ) -> None:
         release = load_release(config.release)
+        stores = open_stores(config.live, release.artifact.path)
+        live = LiveRelease(release, stores.items, config.live)
         encode: Encode
         retrieve: dict[str, Retrieve]
         if encoder is None or channels is None:
-            encode = Encoder(release).encode
-            retrieve = {name: ChannelWorker(release, name).retrieve for name in release.retriever.channels}
+            encode = Encoder(live).encode
+            retrieve = {name: ChannelWorker(live, name).retrieve for name in release.retriever.channels}
         else:
             encode = across(encoder.encode)
             retrieve = {name: across(handle.retrieve) for name, handle in channels.items()}
-        service = Service(release, Engine(encode, retrieve), config)
-        self._api = create_api(service, config.limits)
+        engine = Engine(encode, retrieve, lambda lists: live.current.catalogue.only_present(lists))
+        service = Service(live, engine, Histories(stores.histories, config.limits.retry_after_s), config)
+        items = Items(live, stores.items, config.limits.retry_after_s)
+        self._api = create_api(service, items, config.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name by which Ray Serve asks for the application
         return self._api
+
+
+def _retrieving(served: ServeConfig | LiveRelease, name: str) -> Callable[[Queries, int], Candidates]:
+    if isinstance(served, ServeConfig) and served.live.store is None:
+        # Nothing ever changes, so a replica needs no more than its own channel.
+        return load_release_channel(open_release(served.release), name).retrieve
+    live = open_live(served) if isinstance(served, ServeConfig) else served
+
+    def retrieve(queries: Queries, k: int) -> Candidates:
+        return live.current.retriever.channels[name].retrieve(live.known(queries), k)
+
+    return retrieve

@@ -20,6 +20,7 @@ from recsys_ray.retrieval.release import Question
 T = TypeVar("T")
 Encode = Callable[[Queries], Awaitable[dict[str, FloatArray]]]
 Retrieve = Callable[[Queries, int], Awaitable[Candidates]]
+OnlyPresent = Callable[[Mapping[str, Candidates]], dict[str, Candidates]]
 
 ENCODER = "encoder"
 _ENCODER_SHARE = 0.5  # so that channels that need no query vector still have time when the encoder is late
@@ -78,11 +79,13 @@ class Engine:
     Args:
         encode: Queries to (B, D) query vectors by space.
         channels: Channel name to its retrieval.
+        only_present: Takes from the lists what is no item (any more).
     """
 
-    def __init__(self, encode: Encode, channels: Mapping[str, Retrieve]) -> None:
+    def __init__(self, encode: Encode, channels: Mapping[str, Retrieve], only_present: OnlyPresent = dict) -> None:
         self._encode = encode
         self._channels = dict(channels)
+        self._only_present = only_present
         self._answered: set[str] = set()
 
     @property
@@ -121,7 +124,7 @@ class Engine:
         if not lists:
             raise DeadlinePassed if trace.late else AllChannelsFailed
         start = time.perf_counter()
-        fused = combine(lists, fusion, k)
+        fused = combine(self._only_present(lists), fusion, k)
         trace.timings_ms["fusion"] = _ms_since(start)
         return fused
 

@@ -1,6 +1,7 @@
 """Counters of one gateway replica, in the Prometheus text format."""
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -16,6 +17,11 @@ class Metrics:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._within: Counter[tuple[str, float]] = Counter()
         self._degraded: Counter[str] = Counter()
+        self._gauges: dict[str, Callable[[], float]] = {}
+
+    def watch(self, name: str, read: Callable[[], float]) -> None:
+        """Show a value as it is when the metrics are read."""
+        self._gauges[name] = read
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -42,6 +48,8 @@ class Metrics:
             lines += self._histogram(route)
         lines.append("# TYPE recsys_degraded_total counter")
         lines += [f'recsys_degraded_total{{stage="{name}"}} {count}' for name, count in sorted(self._degraded.items())]
+        for name, read in self._gauges.items():
+            lines += [f"# TYPE {name} gauge", f"{name} {read():.6f}"]
         return "\n".join(lines) + "\n"
 
     def _histogram(self, route: str) -> list[str]:

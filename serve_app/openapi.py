@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve_app import api
@@ -11,10 +12,17 @@ from serve_app.config import Limits
 from serve_app.problems import ProblemDocument
 
 _REF = "#/components/schemas/{model}"
-_MODELS = (api.RecommendRequest, api.SimilarRequest, api.SearchRequest, ProblemDocument)
+_MODELS = (
+    api.RecommendRequest,
+    api.SimilarRequest,
+    api.SearchRequest,
+    api.EventsRequest,
+    api.ItemRequest,
+    ProblemDocument,
+)
 
 
-def takes(model: type[api.Request]) -> dict[str, Any]:
+def takes(model: type[BaseModel]) -> dict[str, Any]:
     """The `openapi_extra` of a route that takes a body."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
@@ -40,6 +48,7 @@ def _with_limits(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
         "k": {"maximum": limits.max_k},
         "deadline_ms": {"maximum": limits.max_deadline_ms},
         "history": {"maxItems": limits.max_history},
+        "events": {"maxItems": limits.max_events},
         "text": {"maxLength": limits.max_text_chars},
     }
     for name, bound in bounds.items():

@@ -14,6 +14,7 @@ from serve_app import api
 from serve_app.admission import Admission
 from serve_app.bodies import read_body
 from serve_app.config import Limits
+from serve_app.items import Items
 from serve_app.metrics import Metrics
 from serve_app.openapi import describe_bodies, takes
 from serve_app.problems import Problem, documented, problem_response
@@ -30,9 +31,10 @@ _PAGE_HEADERS = {
 _QUESTION_ERRORS = (400, 404, 405, 408, 413, 415, 422, 429, 503)
 
 
-def create_api(service: Service, limits: Limits) -> FastAPI:
+def create_api(service: Service, items: Items, limits: Limits) -> FastAPI:
     """The HTTP application over a service; plain ASGI, so it runs under Ray Serve, uvicorn or a test client alike."""
     metrics = Metrics()
+    service.watch(metrics)
     app = FastAPI(
         title="recsys_ray",
         summary="Candidates of a recommender's retrieval stage",
@@ -45,6 +47,8 @@ def create_api(service: Service, limits: Limits) -> FastAPI:
     _add_error_handlers(app, service.release_id)
     _add_questions(app, service, limits, metrics)
     _add_lookups(app, service)
+    _add_events(app, service, limits)
+    _add_changes(app, service, items, limits)
     _add_operations(app, service, metrics)
     _add_page(app)
     describe_bodies(app, limits)
@@ -81,7 +85,7 @@ def _add_lookups(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/items/{item_id:path}",
         response_model=None,
-        responses={200: {"model": api.ItemAnswer}, **documented(404, 405, 422, 429)},
+        responses={200: {"model": api.ItemAnswer}, **documented(404, 405, 422, 429, 503)},
     )
     async def item(item_id: str, request: Request) -> Response:
         """The catalogue fields of one item."""
@@ -93,6 +97,52 @@ def _add_lookups(app: FastAPI, service: Service) -> None:
     async def status(request: Request) -> Response:
         """What is being served: release, spaces, channels, topology, counts."""
         return _json(service.status(_ask(request)))
+
+
+def _add_events(app: FastAPI, service: Service, limits: Limits) -> None:
+    @app.post(
+        "/v1/events",
+        response_model=None,
+        responses={200: {"model": api.EventsAnswer}, **documented(400, 405, 408, 413, 415, 422, 429, 503)},
+        openapi_extra=takes(api.EventsRequest),
+    )
+    async def events(request: Request) -> Response:
+        """Write events of users; the next answer to each of them, by any replica, knows them."""
+        body = await read_body(request, api.EventsRequest, limits)
+        return _json(await service.record(body, _ask(request)))
+
+    @app.delete(
+        "/v1/users/{user_id:path}",
+        response_model=None,
+        responses={200: {"model": api.ErasedAnswer}, **documented(404, 405, 422, 429, 503)},
+    )
+    async def erase(user_id: str, request: Request) -> Response:
+        """Forget a user: delete the events, and never again read what the release holds of the user."""
+        return _json(await service.erase(user_id, _ask(request)))
+
+
+def _add_changes(app: FastAPI, service: Service, items: Items, limits: Limits) -> None:
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": api.ChangedAnswer}}
+
+    @app.put(
+        "/v1/items/{item_id:path}",
+        response_model=None,
+        responses={**answers, **documented(400, 404, 405, 408, 413, 415, 422, 429, 503)},
+        openapi_extra=takes(api.ItemRequest),
+    )
+    async def put(item_id: str, request: Request) -> Response:
+        """Add an item, or put it in the place of the one that has its id; every replica finds it within a second."""
+        body = await read_body(request, api.ItemRequest, limits)
+        return _json(service.changed(item_id, await items.put(item_id, body), _ask(request)))
+
+    @app.delete(
+        "/v1/items/{item_id:path}",
+        response_model=None,
+        responses={**answers, **documented(404, 405, 422, 429, 503)},
+    )
+    async def delete(item_id: str, request: Request) -> Response:
+        """Delete an item; no replica answers with it a second later."""
+        return _json(service.changed(item_id, await items.delete(item_id), _ask(request)))
 
 
 def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:

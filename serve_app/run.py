@@ -33,7 +33,7 @@ _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 _FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Every route is a read, so a request that a dying replica took with it may be sent to another one.
+    # Reads, and writes that may come twice: a request that a dying replica took with it may be sent to another one.
     "RAY_SERVE_HAPROXY_RETRY_ON": "all-retryable-errors",
     "RAY_SERVE_HAPROXY_RETRIES": "3",
     # How long a replica that goes away still answers; HAProxy stops sending to it within a second or two.

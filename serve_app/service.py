@@ -1,21 +1,33 @@
 """Answers without HTTP: external ids in, plain documents out."""
 
 import math
+import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.validate import BAD_TIMESTAMP, parse_timestamps
+from recsys_ray.online.history import Event
 from recsys_ray.retrieval.explain import Source
 from recsys_ray.retrieval.fusion import Fused
 from recsys_ray.retrieval.release import Question, Recommended, Release
 from serve_app import api
 from serve_app.config import ServeConfig
 from serve_app.engine import AllChannelsFailed, Deadline, DeadlinePassed, Engine, Trace
+from serve_app.histories import Histories
+from serve_app.live import LiveRelease
+from serve_app.metrics import Metrics
 from serve_app.problems import Problem
 
 _WARM_UP_S = 30.0
+ITEMS = "items"
+_LONGEST_S = 1e9  # JSON has no infinity, which a replica that never read the log is behind
 
 
 @dataclass(frozen=True)
@@ -35,20 +47,23 @@ class Service:
     """The questions that can be asked of one release.
 
     Args:
-        release: Where ids, histories and catalogue fields are looked up.
+        live: The release, for ids, histories and catalogue fields, as of the newest change.
         engine: What finds candidates.
+        histories: What came of users since the release.
         config: Topology and limits.
     """
 
-    def __init__(self, release: Release, engine: Engine, config: ServeConfig) -> None:
-        self._release = release
+    def __init__(self, live: LiveRelease, engine: Engine, histories: Histories, config: ServeConfig) -> None:
+        self._live = live
         self._engine = engine
+        self._histories = histories
         self._config = config
+        self.release_id = live.current.id
 
-    @property
-    def release_id(self) -> str:
-        """Id of the release that is served."""
-        return self._release.id
+    def watch(self, metrics: Metrics) -> None:
+        """Show how this replica stands with changes of items."""
+        metrics.watch("recsys_item_log_sequence", lambda: self._live.sequence)
+        metrics.watch("recsys_item_log_lag_seconds", lambda: min(self._live.lag_s, _LONGEST_S))
 
     async def recommend(self, body: api.RecommendRequest, ask: Ask) -> dict[str, Any]:
         """Items for a user, a history or a text.
@@ -56,12 +71,16 @@ class Service:
         Raises:
             Problem: 404 unknown user, 408 deadline, 422 unknown field or wrong filter, 503 no channel answered.
         """
+        trace = Trace()
+        user_id = body.user_id
+        known = None if user_id is None else await self._histories.of(user_id, self._deadline(body, ask), trace)
         question = self._question(
-            body, history=body.history, user_id=body.user_id, text=body.text, exclude_seen=body.exclude_seen
+            body, history=body.history, user_id=user_id, text=body.text, exclude_seen=body.exclude_seen, live=known
         )
-        if not question.known_user:
-            raise Problem(404, f"This release has no user {body.user_id!r}; ask with a history instead.")
-        document = await self._answer(question, body, ask)
+        # Whom the release does not know the histories may, when they can be read.
+        if not question.known_user and not trace.degraded:
+            raise Problem(404, f"Nothing is known of user {user_id!r}; ask with a history instead.")
+        document = await self._answer(question, body, ask, trace)
         document["cold"] = not len(question.queries.history.values) and body.text is None
         document["unknown_items"] = list(question.unknown_items)
         return document
@@ -72,11 +91,11 @@ class Service:
         Raises:
             Problem: 404 unknown item, and as `recommend`.
         """
-        self._row(body.item_id)
+        self._row(self._release, body.item_id)
         question = self._release.evidence_only(self._question(body, history=[body.item_id]))
         if not question.channels:
             raise Problem(422, "No channel of this release reads a history, so none can say what is similar.")
-        return await self._answer(question, body, ask)
+        return await self._answer(question, body, ask, Trace())
 
     async def search(self, body: api.SearchRequest, ask: Ask) -> dict[str, Any]:
         """Items for a text.
@@ -84,29 +103,61 @@ class Service:
         Raises:
             Problem: As `recommend`.
         """
-        return await self._answer(self._question(body, text=body.text), body, ask)
+        return await self._answer(self._question(body, text=body.text), body, ask, Trace())
+
+    async def record(self, body: api.EventsRequest, ask: Ask) -> dict[str, Any]:
+        """Write events into the users' histories; the next answer reads them.
+
+        Raises:
+            Problem: 422 a timestamp that is none, 503 not written.
+        """
+        await self._histories.append(list(zip((one.user_id for one in body.events), events_of(body), strict=True)))
+        catalogue = self._live.current.catalogue
+        ids = dict.fromkeys(one.item_id for one in body.events)
+        unknown = [item_id for item_id in ids if catalogue.row(item_id) < 0]
+        return {"accepted": len(body.events), "unknown_items": unknown, **self._envelope(ask, Trace())}
+
+    async def erase(self, user_id: str, ask: Ask) -> dict[str, Any]:
+        """Forget a user: events are deleted, and what the release holds of the user is not read any more.
+
+        Raises:
+            Problem: 503 not written.
+        """
+        await self._histories.erase(user_id)
+        return {"user_id": user_id, **self._envelope(ask, Trace())}
+
+    def changed(self, item_id: str, sequence: int, ask: Ask) -> dict[str, Any]:
+        """That an item was put or deleted."""
+        return {"item_id": item_id, "sequence": sequence, **self._envelope(ask, Trace())}
 
     def item(self, item_id: str, ask: Ask) -> dict[str, Any]:
         """One item's catalogue fields.
 
         Raises:
-            Problem: 404 unknown item.
+            Problem: 404 unknown item, 503 this replica is behind.
         """
-        row = self._row(item_id)
-        fields = self._release.items.slice(row, 1).to_pylist()[0]
-        described = {"item_id": item_id, "title": self._release.titles[row], "fields": _plain(fields)}
+        release = self._release
+        row = self._row(release, item_id)
+        fields = release.catalogue.shown(np.array([row]), release.items.column_names)[0]
+        described = {"item_id": item_id, "title": release.catalogue.title(row), "fields": _plain(fields)}
         return {**described, **self._envelope(ask, Trace())}
 
     def status(self, ask: Ask) -> dict[str, Any]:
         """What is being served."""
-        release = self._release
+        release = self._live.current
         return {
             **self._envelope(ask, Trace()),
             "topology": self._config.topology,
             "channels": self._engine.channel_names,
             "spaces": [encoder.space_id for encoder in release.retriever.encoders],
             "fields": release.items.column_names,
-            "counts": {"items": len(release.item_ids), "users": len(release.histories.user_ids)},
+            "counts": {"items": len(release.catalogue), "users": len(release.histories.user_ids)},
+            "live": {
+                "replica": f"{socket.gethostname()}:{os.getpid()}",
+                "sequence": self._live.sequence,
+                "lag_s": min(round(self._live.lag_s, 3), _LONGEST_S),
+                "max_lag_s": self._config.live.max_lag_s,
+            },
         }
 
     def alive(self, ask: Ask) -> dict[str, Any]:
@@ -117,8 +168,9 @@ class Service:
         """That every stage has answered once; asks those that have not.
 
         Raises:
-            Problem: 503, naming the stages that have not answered.
+            Problem: 503, naming the stages that have not answered, or how far this replica is behind.
         """
+        self._require_level()
         if self._engine.not_ready:
             await self._warm_up()
         missing = self._engine.not_ready
@@ -128,63 +180,114 @@ class Service:
 
     async def _warm_up(self) -> None:
         """Ask every stage with a history and a text, so that what loads at first use is loaded."""
-        question = self._release.question(self._release.item_ids.externals([0]), text="warm up")
+        release = self._live.current
+        question = release.question(release.item_ids.externals([0]), text="warm up")
         try:
             await self._candidates(question, 1, Deadline(_WARM_UP_S), Trace())
         except (DeadlinePassed, AllChannelsFailed):
             return  # the caller reports which stages are missing
 
     def _question(self, body: api.Request, **asked: Any) -> Question:
+        release = self._release
         try:
-            question = self._release.question(**asked, filters=body.filters or None)
+            question = release.question(**asked, filters=None if body.filters is None else body.filters.plain())
         except ConfigError as error:
             raise _wrong_value(error) from None
         if not question.channels:
             raise Problem(422, f"This release has no channel that answers a question by {', '.join(asked)}.")
         return question
 
-    async def _answer(self, question: Question, body: api.Request, ask: Ask) -> dict[str, Any]:
-        trace = Trace()
+    @property
+    def _release(self) -> Release:
+        """The release as of now; stale data is not answered from.
+
+        Raises:
+            Problem: 503 this replica is behind.
+        """
+        self._require_level()
+        return self._live.current
+
+    def _require_level(self) -> None:
+        if self._live.is_stale:
+            bound = f"{self._config.live.max_lag_s} s (live.max_lag_s)"
+            detail = f"This replica could not read the item log for longer than {bound}: it may be out of date."
+            raise Problem(503, detail, headers={"Retry-After": str(self._config.limits.retry_after_s)})
+
+    def _deadline(self, body: api.Request, ask: Ask) -> Deadline:
         timeout_s = (body.deadline_ms or self._config.limits.deadline_ms) / 1000
-        deadline = Deadline(timeout_s - (time.perf_counter() - ask.arrived))
+        return Deadline(timeout_s - (time.perf_counter() - ask.arrived))
+
+    async def _answer(self, question: Question, body: api.Request, ask: Ask, trace: Trace) -> dict[str, Any]:
         try:
-            fused = await self._candidates(question, body.k, deadline, trace)
+            fused = await self._candidates(question, body.k, self._deadline(body, ask), trace)
         except DeadlinePassed:
-            late = ", ".join(trace.late)
-            raise Problem(408, f"No channel answered within {timeout_s * 1000:.0f} ms; late: {late}.") from None
+            late, timeout_ms = ", ".join(trace.late), body.deadline_ms or self._config.limits.deadline_ms
+            raise Problem(408, f"No channel answered within {timeout_ms} ms; late: {late}.") from None
         except AllChannelsFailed:
             retry = {"Retry-After": str(self._config.limits.retry_after_s)}
             raise Problem(503, f"Every channel failed: {', '.join(trace.failed)}.", headers=retry) from None
         return {"items": self._items(fused, body), **self._envelope(ask, trace)}
 
     async def _candidates(self, question: Question, k: int, deadline: Deadline, trace: Trace) -> Fused:
-        return await self._engine.candidates(question, self._release.fusion_for(question), k, deadline, trace)
+        return await self._engine.candidates(question, self._live.current.fusion_for(question), k, deadline, trace)
 
     def _items(self, fused: Fused, body: api.Request) -> list[dict[str, Any]]:
+        release = self._live.current
         try:
-            found = self._release.answer(fused, fields=body.fields)
+            found = release.answer(fused, fields=body.fields)
         except ConfigError as error:
             raise _wrong_value(error) from None
         items = [_item(one) for one in found]
         if body.explain:
-            for item, sources in zip(items, self._release.explain(fused), strict=True):
+            for item, sources in zip(items, release.explain(fused), strict=True):
                 item["explain"] = {source.channel: _vote(source) for source in sources}
         return items
 
     def _envelope(self, ask: Ask, trace: Trace) -> dict[str, Any]:
         total_ms = round((time.perf_counter() - ask.arrived) * 1e3, 3)
         return {
-            "release": self._release.id,
+            "release": self.release_id,
             "request_id": ask.request_id,
-            "degraded": trace.degraded,
+            "degraded": [*trace.degraded, ITEMS] if self._live.is_late else trace.degraded,
             "timings_ms": {**trace.timings_ms, "total": total_ms},
         }
 
-    def _row(self, item_id: str) -> int:
-        row = self._release.item_ids.row(item_id)
+    def _row(self, release: Release, item_id: str) -> int:
+        row = release.catalogue.row(item_id)
         if row < 0:
-            raise Problem(404, f"This release has no item {item_id!r}.")
+            raise Problem(404, f"There is no item {item_id!r}.")
         return row
+
+
+def events_of(body: api.EventsRequest) -> list[Event]:
+    """The events with their times; those that bring none get the present one, in the order they came.
+
+    Raises:
+        Problem: 422 naming the timestamps that are none.
+    """
+    now_us = time.time_ns() // 1000
+    times: list[int] = []
+    wrong = []
+    for place, event in enumerate(body.events):
+        try:
+            times.append(now_us + place if event.timestamp is None else _microseconds(event.timestamp))
+        except ValueError as error:
+            wrong.append({"field": f"events.{place}.timestamp", "detail": str(error)})
+    if wrong:
+        raise Problem(422, f"{wrong[0]['field']}: {wrong[0]['detail']}.", wrong)
+    return [Event(time_us, event.item_id, event.kind) for time_us, event in zip(times, body.events, strict=True)]
+
+
+def _microseconds(timestamp: float | str) -> int:
+    """Microseconds since 1970, by the rules of prepare; ValueError with the reason where it is no time."""
+    try:
+        times, problems = parse_timestamps(pa.chunked_array([[timestamp]]), "s")
+    except (OverflowError, pa.ArrowInvalid):
+        raise ValueError(BAD_TIMESTAMP) from None
+    reasons = [reason for reason, mask in problems.items() if mask.any()]
+    if reasons:
+        raise ValueError(reasons[0])
+    return int(times[0])
 
 
 def _item(found: Recommended) -> dict[str, Any]:

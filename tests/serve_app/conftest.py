@@ -1,7 +1,7 @@
 """One small release for all tests of the room, the application over it in process, and both topologies for real."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import Release, ReleaseParts, load_release, write_release
-from serve_app.config import Limits, ServeConfig
+from serve_app.config import Limits, Live, ServeConfig
 from serve_app.deployments import Gateway
 
 NEWCOMER = "newcomer"  # a user the release knows, without a history
@@ -90,10 +90,16 @@ def release(release_path: Path) -> Release:
     return load_release(release_path)
 
 
+def make_api(release_path: Path, **live: Any) -> FastAPI:
+    """The collapsed application, as a gateway replica holds it."""
+    config = ServeConfig(release=str(release_path), limits=LIMITS, live=Live(**live))
+    return Gateway(config).__serve_build_asgi_app__()
+
+
 @pytest.fixture(scope="session")
 def api(release_path: Path) -> FastAPI:
-    """The collapsed application, as a gateway replica holds it."""
-    return Gateway(ServeConfig(release=str(release_path), limits=LIMITS)).__serve_build_asgi_app__()
+    """Nothing is written into this one: tests compare it with the release."""
+    return make_api(release_path)
 
 
 class Client:
@@ -123,3 +129,22 @@ def runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="session")
 def client(api: FastAPI, runner: asyncio.Runner) -> Client:
     return Client(api, runner)
+
+
+@pytest.fixture(scope="session")
+def writable(release_path: Path, runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """An application with a store of its own, for what is generated and kept."""
+    return Client(make_api(release_path, store=f"sqlite:{tmp_path_factory.mktemp('fuzz') / 'live.sqlite'}"), runner)
+
+
+Replicas = Callable[..., list[Client]]
+
+
+@pytest.fixture
+def replicas(release_path: Path, runner: asyncio.Runner) -> Replicas:
+    """Several gateway replicas of one application, in this process."""
+
+    def start(count: int, **live: Any) -> list[Client]:
+        return [Client(make_api(release_path, **live), runner) for _ in range(count)]
+
+    return start

@@ -53,7 +53,7 @@ QUESTIONS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/recommend", {"history": ["i1", "i50", "i7"], "exclude_seen": False, "fields": ["category"]}),
     ("/v1/recommend", {"history": ["i1"], "text": "golden city"}),
     ("/v1/recommend", {"history": [], "k": 5}),
-    ("/v1/recommend", {"user_id": "u4", "filters": {"tags": "red"}, "k": 40}),
+    ("/v1/recommend", {"user_id": "u4", "filters": {"op": "equals", "field": "tags", "value": "red"}, "k": 40}),
     ("/v1/similar", {"item_id": "i9", "k": 12}),
     ("/v1/search", {"text": "quiet ocean", "k": 12}),
 ]
@@ -73,6 +73,31 @@ def test_both_topologies_give_identical_answers(addresses: dict[str, str], path:
     assert answers[0] == answers[1]
     assert answers[0]["items"]
     assert answers[0]["degraded"] == []
+
+
+@pytest.mark.ray
+def test_changes_of_items_reach_every_deployment(addresses: dict[str, str]) -> None:
+    """Encoder and channels of the composed topology read the item log themselves."""
+    url = addresses["collapsed"] + "/v1/items/new"
+    put = httpx.put(url, json={"fields": {"title": "Zanzibar", "category": "ocean", "price": 12.5}})
+    assert put.status_code == 200, put.text
+    questions: list[dict[str, Any]] = [
+        {"history": ["new", "i3"], "text": "ocean", "k": 100},
+        {"history": ["i3"], "filters": {"price": {"min": 12.5, "max": 12.5}}},
+    ]
+
+    def answers(topology: str) -> list[list[tuple[str, dict[str, int]]]]:
+        found = [httpx.post(addresses[topology] + "/v1/recommend", json=body).json()["items"] for body in questions]
+        return [[(item["item_id"], item["channels"]) for item in items] for items in found]
+
+    end = time.monotonic() + 1
+    while answers("composed") != answers("collapsed"):
+        assert time.monotonic() < end
+    by_channel = dict(answers("composed")[1])["new"]
+    assert {"nearest"} <= by_channel.keys()
+    assert httpx.delete(url).status_code == 200
+    while answers("composed")[1]:
+        assert time.monotonic() < end + 1
 
 
 @pytest.mark.ray

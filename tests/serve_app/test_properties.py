@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,14 +17,25 @@ nonsense = st.recursive(
 ids = st.sampled_from(["i1", "i2", "i77", "u1", "newcomer", "nobody", "", "\x00", "ü/?#"]) | st.text(max_size=10)
 fields = st.sampled_from(["category", "price", "tags", "title", "item_id", "description", "nope"])
 values = st.sampled_from(["ocean", 5, 3.5, True, None, [], {}, 10**30]) | nonsense
-conditions = values | st.dictionaries(st.sampled_from(["in", "min", "max"]), values | st.lists(values, max_size=3))
+conditions = st.fixed_dictionaries(
+    {"op": st.sampled_from(["equals", "in", "range"]), "field": fields},
+    optional={"value": values, "values": st.lists(values, max_size=3), "min": values, "max": values},
+)
+filters = st.recursive(
+    conditions | values,
+    lambda part: (
+        st.fixed_dictionaries({"op": st.just("not"), "of": part})
+        | st.fixed_dictionaries({"op": st.sampled_from(["all", "any"]), "of": st.lists(part, max_size=3)})
+    ),
+    max_leaves=4,
+)
 keys = {
     "user_id": ids,
     "item_id": ids,
     "history": st.lists(ids, max_size=5),
     "text": st.text(max_size=30),
     "k": st.integers(-2, 120),
-    "filters": st.dictionaries(fields, conditions, max_size=2),
+    "filters": filters,
     "fields": st.lists(fields, max_size=3),
     "exclude_seen": st.booleans(),
     "explain": st.booleans(),
@@ -34,7 +46,18 @@ bodies = st.fixed_dictionaries({}, optional=keys) | st.fixed_dictionaries(
     {}, optional={key: plausible | nonsense for key, plausible in keys.items()}
 )
 paths = st.sampled_from(["/v1/recommend", "/v1/similar", "/v1/search"])
+JSON = {"content-type": "application/json"}
+fewer = settings(max_examples=60, deadline=None)
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+events = st.fixed_dictionaries(
+    {"user_id": ids, "item_id": ids},
+    optional={"timestamp": st.integers() | st.floats() | st.text(max_size=8) | st.just("2026-01-02"), "kind": ids},
+)
+changes = st.fixed_dictionaries(
+    {}, optional={"fields": st.dictionaries(fields, values, max_size=3), "picture": st.text(max_size=8) | nonsense}
+)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +92,31 @@ def test_generated_bytes(client: Any, documented: dict[str, Any], path: str, con
 @quick
 @given(item_id=st.text(min_size=1, max_size=20).filter(lambda text: text not in (".", "..")))
 def test_generated_item_ids(client: Any, documented: dict[str, Any], item_id: str) -> None:
-    from urllib.parse import quote
-
     response = client.get("/v1/items/" + quote(item_id.encode(errors="replace"), safe=""))
     check(response, documented["/v1/items/{item_id}"]["get"]["responses"])
+
+
+@fewer
+@given(body=st.fixed_dictionaries({"events": st.lists(events | nonsense, max_size=3)}) | nonsense)
+def test_generated_events(writable: Any, documented: dict[str, Any], body: Any) -> None:
+    response = writable.request("POST", "/v1/events", content=json.dumps(body).encode(), headers=JSON)
+    check(response, documented["/v1/events"]["post"]["responses"])
+
+
+@fewer
+@given(item_id=ids.filter(lambda text: text not in (".", "..")), body=changes | nonsense)
+def test_generated_items(writable: Any, documented: dict[str, Any], item_id: str, body: Any) -> None:
+    path = "/v1/items/" + quote(item_id.encode(errors="replace"), safe="")
+    operations = documented["/v1/items/{item_id}"]
+    put = writable.request("PUT", path, content=json.dumps(body).encode(), headers=JSON)
+    check(put, operations["put"]["responses"])
+    check(writable.get(path), operations["get"]["responses"])
+    check(writable.post("/v1/recommend", {"history": ["i1"]}), documented["/v1/recommend"]["post"]["responses"])
+    check(writable.request("DELETE", path), operations["delete"]["responses"])
+
+
+@fewer
+@given(user_id=ids.filter(lambda text: text not in (".", "..")))
+def test_generated_users(writable: Any, documented: dict[str, Any], user_id: str) -> None:
+    path = "/v1/users/" + quote(user_id.encode(errors="replace"), safe="")
+    check(writable.request("DELETE", path), documented["/v1/users/{user_id}"]["delete"]["responses"])

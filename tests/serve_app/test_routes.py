@@ -70,7 +70,9 @@ def test_seen_items_come_back_only_when_asked_for(client: Any) -> None:
 
 
 def test_filters_hold_before_the_cut(client: Any) -> None:
-    filters = {"category": {"in": ["ocean", "city"]}, "price": {"min": 5, "max": 40}}
+    category = {"op": "in", "field": "category", "values": ["ocean", "city"]}
+    price = {"op": "range", "field": "price", "min": 5, "max": 40}
+    filters = {"op": "all", "of": [category, price]}
     answer = client.post("/v1/recommend", {"history": HISTORY, "filters": filters, "fields": ["category", "price"]})
     items = answer.json()["items"]
     assert items
@@ -124,6 +126,10 @@ def test_request_id_is_taken_over_or_made(client: Any) -> None:
     assert made.headers["x-request-id"] == made.json()["request_id"] != "not ok!"
 
 
+EQUALS = {"op": "equals", "field": "price", "value": "a"}
+DEEP: dict[str, Any] = EQUALS
+for _ in range(20):
+    DEEP = {"op": "not", "of": DEEP}
 WRONG: list[tuple[str, str, dict[str, Any], int, str | None]] = [
     ("POST", "/v1/recommend", {"content": b"{", "headers": JSON}, 400, None),
     ("POST", "/v1/search", {"content": b"\xff", "headers": JSON}, 400, None),
@@ -145,9 +151,31 @@ WRONG: list[tuple[str, str, dict[str, Any], int, str | None]] = [
     ("POST", "/v1/recommend", {"json": {"history": HISTORY, "user_id": "u1"}}, 422, "history"),
     ("POST", "/v1/recommend", {"json": {}}, 422, "user_id"),
     ("POST", "/v1/recommend", {"json": []}, 422, "body"),
-    ("POST", "/v1/recommend", {"json": {"history": HISTORY, "filters": {"nope": 1}}}, 422, "filters.nope"),
-    ("POST", "/v1/recommend", {"json": {"history": HISTORY, "filters": {"price": "a"}}}, 422, "filters.price"),
-    ("POST", "/v1/recommend", {"json": {"history": HISTORY, "filters": {"price": {"gt": 1}}}}, 422, "filters.price"),
+    (
+        "POST",
+        "/v1/recommend",
+        {"json": {"history": HISTORY, "filters": {**EQUALS, "field": "nope"}}},
+        422,
+        "filters.nope",
+    ),
+    ("POST", "/v1/recommend", {"json": {"history": HISTORY, "filters": EQUALS}}, 422, "filters.price"),
+    ("POST", "/v1/recommend", {"json": {"history": HISTORY, "filters": {"price": 1}}}, 422, "filters"),
+    ("POST", "/v1/recommend", {"json": {"history": HISTORY, "filters": {"op": "gt"}}}, 422, "filters"),
+    (
+        "POST",
+        "/v1/search",
+        {"json": {"text": "x", "filters": {"op": "all", "of": [{**EQUALS, "value": None}]}}},
+        422,
+        "filters.of.0.value",
+    ),
+    (
+        "POST",
+        "/v1/search",
+        {"json": {"text": "x", "filters": {"op": "in", "field": "price", "values": []}}},
+        422,
+        "filters.values",
+    ),
+    ("POST", "/v1/search", {"json": {"text": "x", "filters": DEEP}}, 422, "filters"),
     ("POST", "/v1/recommend", {"json": {"history": HISTORY, "fields": ["nope"]}}, 422, "fields"),
     ("POST", "/v1/recommend", {"json": {"history": HISTORY, "deadline_ms": 10**6}}, 422, "deadline_ms"),
     ("POST", "/v1/search", {"json": {"text": "x" * 201}}, 422, "text"),

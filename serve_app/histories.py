@@ -1,0 +1,94 @@
+"""Users' live histories for the gateway: an unreachable store costs an answer its live part, never the answer."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from recsys_ray.core.errors import StoreError
+from recsys_ray.online.history import Event, HistoryStore, LiveHistory
+from serve_app.calls import in_process
+from serve_app.engine import Deadline, Trace
+from serve_app.problems import Problem
+
+HISTORIES = "histories"
+_DEADLINE_SHARE = 0.3
+_PAUSE_S = 1.0  # a store that failed is left alone for so long, so that not every request waits for it to fail again
+
+_log = logging.getLogger(__name__)
+
+
+class Histories:
+    """Reads within a deadline, writes with 503 on failure.
+
+    Args:
+        store: None: there are no live histories.
+        retry_after_s: What a refused writer is told to wait.
+    """
+
+    def __init__(self, store: HistoryStore | None, retry_after_s: int) -> None:
+        self._store = store
+        self._retry_after_s = retry_after_s
+        self._read = None if store is None else in_process(store.get)
+        self._paused_until = 0.0
+
+    async def of(self, user_id: str, deadline: Deadline, trace: Trace) -> LiveHistory:
+        """What is known of the user; nothing, named in the trace, when the store does not answer."""
+        if self._read is None:
+            return LiveHistory()
+        if time.monotonic() < self._paused_until:
+            trace.failed.append(HISTORIES)
+            return LiveHistory()
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(deadline.share(_DEADLINE_SHARE).remaining_s):
+                return await self._read(user_id)
+        except TimeoutError:
+            trace.late.append(HISTORIES)
+        except StoreError as error:
+            _log.warning("histories cannot be read: %s", error)
+            trace.failed.append(HISTORIES)
+        finally:
+            trace.timings_ms[HISTORIES] = round((time.perf_counter() - start) * 1e3, 3)
+        self._paused_until = time.monotonic() + _PAUSE_S
+        return LiveHistory()
+
+    async def append(self, events: Sequence[tuple[str, Event]]) -> None:
+        """Write events.
+
+        Raises:
+            Problem: 503 when they were not written.
+        """
+        store = self._required()
+        try:
+            await asyncio.to_thread(store.append, events)
+        except StoreError as error:
+            raise unavailable(error, self._retry_after_s) from error
+
+    async def erase(self, user_id: str) -> None:
+        """Forget a user.
+
+        Raises:
+            Problem: 503 when that was not written.
+        """
+        store = self._required()
+        try:
+            await asyncio.to_thread(store.erase, user_id)
+        except StoreError as error:
+            raise unavailable(error, self._retry_after_s) from error
+
+    def _required(self) -> HistoryStore:
+        if self._store is None:
+            raise no_store()
+        return self._store
+
+
+def unavailable(error: StoreError, retry_after_s: int) -> Problem:
+    """The answer to a write that did not happen."""
+    _log.error("live state was not written: %s", error)
+    return Problem(503, "Live state cannot be written now.", headers={"Retry-After": str(retry_after_s)})
+
+
+def no_store() -> Problem:
+    """The answer where the application was started without live state."""
+    return Problem(503, "This application keeps no live state: its setting live.store is null.")
