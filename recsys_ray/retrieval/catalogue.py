@@ -19,7 +19,7 @@ from recsys_ray.core.schema import Fields
 from recsys_ray.index.live import places_of
 from recsys_ray.index.subset import Allowed, Subset
 from recsys_ray.retrieval.candidates import Candidates
-from recsys_ray.retrieval.filters import allowed_items
+from recsys_ray.retrieval.filters import CompiledFilters, Filter, allowed_items
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class Catalogue:
         item_ids: Its ids and rows.
         fields: What the fields are used for.
         titles: (N,) for people, None where there is none.
+        compiled: Filters of these items, compiled.
         changed: None for as long as nothing is.
     """
 
@@ -57,12 +58,18 @@ class Catalogue:
     item_ids: IdMap
     fields: Fields
     titles: list[str | None]
+    compiled: CompiledFilters
     changed: Changed | None = None
 
     @classmethod
     def of(cls, items: pa.Table, fields: Fields) -> "Catalogue":
         """As the release has it."""
-        return cls(items, IdMap(items.column(schema.ITEM_ID).to_pylist()), fields, _titles(items, fields))
+        compiled = CompiledFilters(items)
+        # Texts are seldom filtered by and long to lay out: a question that does so waits for it once.
+        texts = {schema.ITEM_ID, fields.title, *fields.text} - set(fields.categorical)
+        compiled.prepare(name for name in items.column_names if name not in texts)
+        ids = IdMap(items.column(schema.ITEM_ID).to_pylist())
+        return cls(items, ids, fields, _titles(items, fields), compiled)
 
     def __len__(self) -> int:
         return len(self.item_ids) if self.changed is None else int(self.changed.holds.sum())
@@ -113,19 +120,19 @@ class Catalogue:
         shown[places >= 0] = _rows_of(self.changed.table, places[places >= 0], names)
         return list(shown)
 
-    def allowed(self, filters: Mapping[str, Any]) -> Allowed:
+    def allowed(self, filters: Filter) -> Allowed:
         """What fits the filters, for one query.
 
         Raises:
             ConfigError: When a filter does not fit the catalogue.
         """
-        mask = allowed_items(self.items, filters)
+        subset = self.compiled.compile(filters)
         if self.changed is not None:
             wider = np.zeros(len(self.changed.holds), np.bool_)
-            wider[: len(mask)] = mask
+            wider[: len(subset.mask)] = subset.mask
             wider[self.changed.rows] = allowed_items(self.changed.table, filters)
-            mask = wider & self.changed.holds
-        return Allowed.everywhere(Subset(mask), 1)
+            subset = Subset(wider & self.changed.holds)
+        return Allowed.everywhere(subset, 1)
 
     def holds(self, rows: IntArray) -> BoolArray:
         """(n,) which rows are items now."""

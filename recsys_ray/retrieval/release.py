@@ -1,6 +1,6 @@
 """A loaded release answers without Ray: ``load_release(path).recommend(history=["1", "2"], k=20)``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from recsys_ray.online.history import HISTORIES_FILE, LiveHistory, PublishedHist
 from recsys_ray.retrieval.catalogue import Catalogue
 from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.explain import Source, explain
+from recsys_ray.retrieval.filters import Filter
 from recsys_ray.retrieval.fusion import Fused, Fusion, combine
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.release_files import (
@@ -132,7 +133,7 @@ class Release:
         k: int = 20,
         *,
         exclude_seen: bool = True,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filter | None = None,
         fields: Sequence[str] = (),
     ) -> list[Recommended]:
         """The k best items for a history or a user, and a text that may come with them.
@@ -160,7 +161,7 @@ class Release:
         return self.answer(self.ask(question, k), fields=fields)
 
     def similar(
-        self, item_id: str, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
+        self, item_id: str, k: int = 20, *, filters: Filter | None = None, fields: Sequence[str] = ()
     ) -> list[Recommended]:
         """The k items most like one.
 
@@ -174,7 +175,7 @@ class Release:
         return self.answer(self.ask(self.evidence_only(question), k), fields=fields)
 
     def search(
-        self, text: str, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
+        self, text: str, k: int = 20, *, filters: Filter | None = None, fields: Sequence[str] = ()
     ) -> list[Recommended]:
         """The k items that fit a text best.
 
@@ -185,7 +186,7 @@ class Release:
         return self.answer(self.ask(question, k), fields=fields)
 
     def search_picture(
-        self, picture: bytes, k: int = 20, *, filters: Mapping[str, Any] | None = None, fields: Sequence[str] = ()
+        self, picture: bytes, k: int = 20, *, filters: Filter | None = None, fields: Sequence[str] = ()
     ) -> list[Recommended]:
         """The k items nearest to a picture (JPEG, PNG, …).
 
@@ -215,7 +216,7 @@ class Release:
         text: str | None = None,
         *,
         exclude_seen: bool = True,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filter | None = None,
         live: LiveHistory | None = None,
     ) -> Question:
         """A question in external ids as one query; see `recommend`. `live` is what came of the user since."""

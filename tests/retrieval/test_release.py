@@ -30,6 +30,7 @@ from recsys_ray.retrieval.channels.content import ContentConfig
 from recsys_ray.retrieval.channels.fit_data import FitData, Space
 from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
+from recsys_ray.retrieval.filters import Equals, Range
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import Release, ReleaseParts, load_release, resolve_release, write_release
 
@@ -153,12 +154,12 @@ def test_seen_items_may_come_back_when_asked_for(release: Release) -> None:
 
 
 def test_filters_and_fields(release: Release) -> None:
-    found = release.recommend(history=["i1"], k=N, filters={"year": {"min": 2000, "max": 2005}}, fields=["year"])
+    found = release.recommend(history=["i1"], k=N, filters=Range("year", 2000, 2005), fields=["year"])
     assert {item.fields["year"] for item in found} <= set(range(2000, 2006))
     # Every allowed item that has an event or a word in common comes back, however narrow the filter.
     assert len(found) == 6
     with pytest.raises(ConfigError, match=r"filters\.colour"):
-        release.recommend(history=["i1"], filters={"colour": "red"})
+        release.recommend(history=["i1"], filters=Equals("colour", "red"))
     with pytest.raises(ConfigError, match="fields: got 'colour'"):
         release.recommend(history=["i1"], fields=["colour"])
 
