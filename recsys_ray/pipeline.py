@@ -17,6 +17,7 @@ from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.stages import channels, dataset, evaluation, features, fusion, modalities, parity, release, towers
 from recsys_ray.stages.features import Features
 from recsys_ray.stages.fitted import Configs, Fit, need_towers
+from recsys_ray.stages.gpus import require_gpus
 from recsys_ray.stages.parity import ParityPlan
 from recsys_ray.stages.runner import SECONDS, StageRunner
 from recsys_ray.stages.towers import Towers
@@ -80,6 +81,8 @@ def run(config: RunConfig, until: str = "run") -> RunResult:
     """
     if until not in STAGES:
         raise ConfigError("until", until, ", ".join(STAGES))
+    if until != "prepare":
+        require_gpus(config)
     storage = Path(config.storage)
     with Work(config, StageRunner(storage / "artifacts")) as work:
         data = dataset.prepare(work)

@@ -45,7 +45,59 @@ def demo() -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"cpu": cpu, "tiny": tiny, "demo": demo}
+def gpu_small() -> RunConfig:
+    """One node with a GPU of 24 GB or a few: the text encoder is trained with the towers, pictures stay frozen.
+
+    A step encodes as many texts as a GPU holds the activations of: see `recsys-ray plan --preset gpu_small`.
+    """
+    return override(
+        cpu(),
+        {
+            "model.text.mode": "full",
+            "model.text.max_tokens": 64,
+            "training.workers": 1,
+            "training.gpus": 1,
+            "training.cpus": 4,
+            "training.precision": "bf16",
+            "training.batch_size": 32,
+            "training.max_history": 20,
+            "training.negatives": 256,
+            "training.learning_rate": 3e-4,
+            "training.warmup": 0.05,
+            "embedding.actors": 1,
+            "embedding.gpus": 1,
+        },
+    )
+
+
+def gpu_large() -> RunConfig:
+    """Several nodes, 16 GPUs of 80 GB: text and image encoders trained with the towers, sharded by ZeRO-3.
+
+    Each worker does in a step what that of `gpu_small` does, and encodes pictures too.
+    """
+    small = gpu_small()
+    workers = 16
+    return override(
+        small,
+        {
+            "model.image.mode": "full",
+            "training.engine": "deepspeed",
+            "training.zero_stage": 3,
+            "training.workers": workers,
+            "training.batch_size": workers * small.training.batch_size,
+            "training.negatives": workers * 256,
+            "embedding.actors": workers,
+        },
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "cpu": cpu,
+    "tiny": tiny,
+    "demo": demo,
+    "gpu_small": gpu_small,
+    "gpu_large": gpu_large,
+}
 
 
 def load_preset(name: str, file: Path | None, assignments: Iterable[str], storage: Path | None = None) -> RunConfig:

@@ -47,6 +47,11 @@ def one_cpu(config: RayConfig) -> bool:
     return where == _LOCAL and (config.num_cpus or os.cpu_count()) == 1
 
 
+def would_be_private(config: RayConfig) -> bool:
+    """Whether these settings start a cluster on this machine, whose size is therefore known before."""
+    return (config.address or os.environ.get("RAY_ADDRESS") or _LOCAL) == _LOCAL and not ray.is_initialized()
+
+
 @dataclass(frozen=True)
 class Connection:
     """How this process reaches its cluster.

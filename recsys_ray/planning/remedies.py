@@ -92,7 +92,7 @@ def _for_training(config: RunConfig, sizes: Sizes) -> Iterator[list[dict[str, An
     sharded = {"training.engine": "deepspeed", "training.average": None}
     if training.workers > 1 and training.zero_stage < 3:
         yield [{**sharded, "training.zero_stage": stage} for stage in range(training.zero_stage + 1, 4)]
-    if training.precision != "bf16":
+    if training.precision == "fp32":
         yield [{"training.precision": "bf16"}]
     if training.workers:
         sizes_of = [training.workers * 2**power for power in range(1, 6)]

@@ -97,7 +97,7 @@ def state_lines(config: RunConfig, parameters: Parameters) -> Iterator[Line]:
     if training.averaging is not None:
         yield Line("average of weights", 4 * held, f"4 B x {held:,}, training.average")
     yield Line("validation's copy", 4 * held, f"4 B x {held:,}: the model that is judged each epoch")
-    if training.precision == "bf16":
+    if training.precision != "fp32":
         yield Line("bf16 weights", 2 * trained, f"2 B x {trained:,}: autocast keeps what it rounded through a step")
 
 
@@ -116,7 +116,7 @@ def activation_lines(config: RunConfig, sizes: Sizes) -> Iterator[Line]:
     """What the forward pass leaves for the backward pass."""
     training, dim = config.training, config.model.dim
     items, why = items_a_step(config, sizes)
-    half = 1 if training.precision == "bf16" else 2  # saved bytes are counted in bfloat16; about double in float32
+    half = 2 if training.precision == "fp32" else 1  # saved bytes are counted in bfloat16; about double in float32
     for name, one in trained_modalities(config).items():
         sizes_of = skeleton(one)
         yield Line(f"{name} activations", *_activations(sizes_of, items, half))
