@@ -68,7 +68,7 @@ from tune.search import search
 from tune.spaces import parse_space
 
 space = parse_space({"training.learning_rate": {"kind": "real", "low": 0.001, "high": 0.01, "log": True}})
-search(load_config(Path(sys.argv[1]), PRESETS["tiny"]()), space, trials=2, grace=30)  # nothing is stopped early
+search(load_config(Path(sys.argv[1]), PRESETS["tiny"]()), space, trials=2, grace=12)  # nothing is stopped early
 """
 
 
@@ -76,14 +76,14 @@ search(load_config(Path(sys.argv[1]), PRESETS["tiny"]()), space, trials=2, grace
 def test_a_killed_driver_goes_on(config, tmp_path):
     """SIGKILL in the middle of the second trial's training; the same command ends the search."""
     storage, file = tmp_path / "storage", tmp_path / "run.yaml"
-    changes = {"training.epochs": 30, "training.patience": None, "ray.num_cpus": 2}
+    changes = {"training.epochs": 12, "training.patience": None, "ray.num_cpus": 2}
     file.write_text(dump_config(override(config, changes)))
     command = [sys.executable, "-c", DRIVER, str(file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
     wait_until(lambda: epochs_of(storage, trial=1) >= 2 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert epochs_of(storage, trial=1) < 30
+    assert epochs_of(storage, trial=1) < 12
     assert not (storage / TRIALS_FILE).exists()
 
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
@@ -93,7 +93,7 @@ def test_a_killed_driver_goes_on(config, tmp_path):
     rows = json.loads((storage / TRIALS_FILE).read_text())
     assert sorted((row["trial"], row["status"]) for row in rows) == [(1, "finished"), (2, "finished")]
     for row in rows:
-        assert [epoch["epoch"] for epoch in row["epochs"]] == list(range(1, 31))
+        assert [epoch["epoch"] for epoch in row["epochs"]] == list(range(1, 13))
     assert {kind: count(storage, kind) for kind in ("dataset", "towers")} == {"dataset": 1, "towers": 2}
 
 
