@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recsys_ray.core.artifacts import link_or_copy
 from recsys_ray.core.errors import ConfigError, MissingExtraError
-from recsys_ray.encoders.modality import Precision
+from recsys_ray.encoders.precision import Precision, uses_bf16
 
 PACKAGE_PREFIX = "package:"
 BACKBONE_FILE = "backbone.json"  # what a saved backbone knows beyond its checkpoint: pooling, precision, architecture
@@ -120,7 +120,7 @@ def freeze_where(module: nn.Module, unused: Callable[[str], bool]) -> None:
 
 def autocast(device: torch.device, precision: Precision, count: int) -> torch.autocast:
     """The context in which features of `count` pieces are computed."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and count >= BF16_FROM)
+    return torch.autocast(device.type, torch.bfloat16, enabled=count >= BF16_FROM and uses_bf16(precision, device))
 
 
 def write_checkpoint(directory: Path, source: Path | None, parts: Iterable[Any], facts: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ from recsys_ray.encoders.checkpoint import (
 )
 from recsys_ray.encoders.efficientnet_lite import NUM_FEATURES, EfficientNetLite0, fold
 from recsys_ray.encoders.inputs import ModalityInputs
-from recsys_ray.encoders.modality import Precision
 from recsys_ray.encoders.picture import HubProcessor, LiteProcessor, Picture, Processor, open_picture
+from recsys_ray.encoders.precision import Precision
 
 _SETTING = "model.image.backbone"
 _LITE = "efficientnet_lite0"
@@ -180,7 +180,7 @@ def load_image_backbone(spec: str, precision: Precision | None = None) -> ImageB
     """
     where = locate(_SETTING, spec, _PACKAGES)
     facts = read_facts(where)
-    rounding: Precision = precision or ("bf16" if facts.get("precision") == "bf16" else "fp32")
+    rounding: Precision = precision or facts.get("precision", "fp32")
     if where == f"package:{_LITE}":
         return ImageBackbone(_packaged_lite(), LiteProcessor(), NUM_FEATURES, _LITE, rounding, None).eval()
     if facts.get("architecture") == _LITE:

@@ -26,7 +26,7 @@ from recsys_ray.encoders.checkpoint import (
     write_checkpoint,
 )
 from recsys_ray.encoders.inputs import ModalityInputs
-from recsys_ray.encoders.modality import Precision
+from recsys_ray.encoders.precision import Precision
 
 Pooling = Literal["mean", "cls"]
 
@@ -140,7 +140,7 @@ def load_text_backbone(spec: str, max_tokens: int | None = None, precision: Prec
     Args:
         spec: "package:minilm", or the folder or hub id of any Hugging Face encoder, or a folder that `save` wrote.
         max_tokens: Longer texts are cut. By default what a saved backbone says, else 128.
-        precision: Of `encode`. By default what a saved backbone says, else "bf16".
+        precision: Of `encode`. By default what a saved backbone says, else "auto".
 
     Raises:
         ConfigError: When it is not there or is no text encoder.
@@ -157,7 +157,7 @@ def load_text_backbone(spec: str, max_tokens: int | None = None, precision: Prec
     facts = read_facts(where)
     limit = max_tokens or int(facts.get("max_tokens", DEFAULT_MAX_TOKENS))
     limit = min(limit, _positions(model))
-    rounding: Precision = precision or ("fp32" if facts.get("precision") == "fp32" else "bf16")
+    rounding: Precision = precision or facts.get("precision", "auto")
     source = Path(where) if Path(where).is_dir() else None
     return TextBackbone(model, tokenizer, limit, _pooling(where, facts), rounding, source).eval()
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from recsys_ray.core.config import Config, execution
+from recsys_ray.encoders.precision import Precision
 
 EngineName = Literal["plain", "deepspeed"]
-Precision = Literal["fp32", "bf16"]
 AVERAGE = 0.995
 
 
@@ -20,7 +20,7 @@ class TrainingConfig(Config):
     Attributes:
         engine: "plain" (torch) or "deepspeed".
         zero_stage: What DeepSpeed shards over the workers: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters.
-        precision: "bf16" runs products in bfloat16 (autocast) and keeps weights in fp32.
+        precision: Of products; "auto" is bf16 where the device has it in hardware, else fp32.
         batch_size: Sequences in a step, over all workers.
         epochs: Passes over the training events; also the length of the cosine schedule.
         patience: Stop after so many epochs without a better validation ndcg@10; null never stops early.
@@ -48,7 +48,7 @@ class TrainingConfig(Config):
 
     engine: EngineName = "plain"
     zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     batch_size: int = Field(128, ge=1)
     epochs: int = Field(30, ge=1)
     patience: int | None = Field(5, ge=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recsys_ray.core.errors import ArtifactError
-from recsys_ray.training.config import Precision
+from recsys_ray.encoders.precision import Precision, uses_bf16
 from recsys_ray.training.optimizer import set_learning_rate
 
 _PLAIN_FILE = "engine.pt"
@@ -67,7 +67,7 @@ class PlainEngine:
     Args:
         model: Already on its device. Rank 0's weights are given to all.
         build_optimizer: Makes the optimizer over the model.
-        precision: "bf16" is autocast.
+        precision: bf16 is autocast.
         clip_norm: Largest gradient norm, None for any.
         average: Decay a step of the exponential average of the weights, None for none. The first steps count less
             than this, (1 + t) / (10 + t), so that a short run is not held back by the weights it began with.
@@ -103,7 +103,7 @@ class PlainEngine:
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast, when asked for."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16(self._precision, self.device))
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of this rank's loss, summed over the ranks."""

@@ -16,7 +16,7 @@ from recsys_ray.training.config import TrainingConfig
         ({"negatives": "all", "negatives_popularity": 0.5}, "nothing is drawn"),
         ({"negatives": 0}, "at least 1"),
         ({"workers": 8, "batch_size": 4}, "workers up to batch_size = 4"),
-        ({"precision": "fp8"}, "'fp32' or 'bf16'"),
+        ({"precision": "fp8"}, "'auto', 'bf16' or 'fp32'"),
         ({"zero_stage": 4}, "0, 1, 2 or 3"),
     ],
 )
