@@ -8,7 +8,8 @@ channels and fusion to the fused validation metrics: the choice, and what Optuna
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,7 +179,7 @@ def _run(
     if isinstance(scheduler, ASHAScheduler):
         _recall(scheduler, study)
     with connected(config.ray.address, config.ray.num_cpus):
-        results = tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, base=config.model_dump(mode="json")), _NO_CPU),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(study, space),
@@ -187,7 +188,9 @@ def _run(
                 max_concurrent_trials=concurrent,
             ),
             run_config=tune.RunConfig(name="ray", storage_path=str(folder.parent), verbose=0),
-        ).fit()
+        )
+        with redirect_stdout(StringIO()):  # it points people to its own notes, whatever its verbosity
+            results = tuner.fit()
     for error in results.errors:
         say(f"a trial crashed: {error}")
 
