@@ -32,7 +32,8 @@ def refuse_fewer(config: RunConfig, available: int) -> None:
         if wanted > available:
             hint = (
                 f"The run asks for {wanted:g} in all (training.workers = {training.workers}), torch can use "
-                f"{available} here: see `recsys-ray doctor`. On CPUs: --preset cpu. On a cluster: ray job submit, see clusters/."
+                f"{available} here: see `recsys-ray doctor`. On CPUs: --preset cpu. "
+                "On a cluster: ray job submit, see clusters/."
             )
             raise ConfigError(setting, came, f"what {available} GPUs hold" if available else "0", hint)
 

@@ -18,7 +18,12 @@ from serve_app.config import ServeConfig
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "clusters" / "kuberay"
 SCHEMAS = Path(os.environ.get("RECSYS_RAY_SCHEMAS", ROOT.parent / "shared" / "schemas")) / "kuberay"
-FILES = {"raycluster": "rayclusters", "rayjob": "rayjobs", "rayservice": "rayservices"}
+FILES = {
+    "raycluster": "rayclusters",
+    "rayjob": "rayjobs",
+    "rayjob-gpu-large": "rayjobs",
+    "rayservice": "rayservices",
+}
 
 needs_schemas = pytest.mark.skipif(
     not SCHEMAS.is_dir(), reason=f"KubeRay's schemas are absent: {SCHEMAS} (set RECSYS_RAY_SCHEMAS)"
@@ -79,13 +84,14 @@ def test_gpu_workers_are_a_group_of_their_own(name: str) -> None:
     cpu, gpu = _cluster(name)["workerGroupSpecs"]
     assert "nvidia.com/gpu" not in cpu["template"]["spec"]["containers"][0]["resources"]["limits"]
     spec = gpu["template"]["spec"]
-    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert int(spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) >= 1
     assert spec["containers"][0]["image"].endswith("-gpu")
     assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
-def test_the_job_runs_a_command_line_that_is_valid() -> None:
-    spec = _load("rayjob")["spec"]
+@pytest.mark.parametrize(("name", "preset"), [("rayjob", "gpu_small"), ("rayjob-gpu-large", "gpu_large")])
+def test_the_job_runs_its_preset_on_as_many_gpus_as_workers(name: str, preset: str) -> None:
+    spec = _load(name)["spec"]
     command = shlex.split(spec["entrypoint"])
     assert command[:4] == ["python", "-m", "recsys_ray", "run"]
     options = list(zip(command[4::2], command[5::2], strict=True))
@@ -94,8 +100,11 @@ def test_the_job_runs_a_command_line_that_is_valid() -> None:
     config = load_preset(
         given["--preset"], None, [value for name, value in options if name == "--set"], Path(given["--storage"])
     )
-    gpus = spec["rayClusterSpec"]["workerGroupSpecs"][1]
-    assert config.training.workers * config.training.gpus == gpus["replicas"]
+    assert given["--preset"] == preset
+    group = spec["rayClusterSpec"]["workerGroupSpecs"][1]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert config.training.workers * config.training.gpus == group["replicas"] * int(limits["nvidia.com/gpu"])
+    assert config.training.workers * config.training.cpus <= group["replicas"] * int(limits["cpu"])
     assert config.storage.startswith("/artifacts/")
 
 

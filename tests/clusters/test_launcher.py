@@ -8,6 +8,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from recsys_ray.presets import PRESETS
+
 CLUSTERS = Path(__file__).parents[2] / "clusters"
 FILES = ["local.yaml", "aws-gpu.yaml"]
 
@@ -43,6 +45,14 @@ def test_the_token_travels_as_a_file_and_the_dashboard_listens_on_the_head_alone
     )
     assert "RAY_AUTH_TOKEN=" not in (CLUSTERS / name).read_text()
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize(("preset", "group"), [("gpu_small", "gpu"), ("gpu_large", "gpu-large")])
+def test_each_gpu_preset_has_nodes_that_hold_its_workers(preset: str, group: str) -> None:
+    node, training = _load("aws-gpu.yaml")["available_node_types"][group], PRESETS[preset]().training
+    assert training.workers * training.gpus <= node["max_workers"] * node["resources"]["GPU"]
+    a_node = node["resources"]["GPU"]
+    assert training.cpus * a_node <= node["resources"]["CPU"]
 
 
 def test_gpu_workers_come_and_go_with_the_work() -> None:
