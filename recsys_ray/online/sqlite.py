@@ -121,7 +121,7 @@ class SqliteHistories:
                 (user_id,),
             ).fetchall()
             erased = connection.execute("SELECT 1 FROM erased WHERE user_id = ?", (user_id,)).fetchone()
-        return LiveHistory(tuple(Event(*row) for row in rows), erased is not None)
+        return LiveHistory(tuple(map(Event._make, rows)), erased is not None)
 
     def erase(self, user_id: str) -> None:
         """See `HistoryStore.erase`."""

@@ -83,7 +83,7 @@ def test_changes_of_items_reach_every_deployment(addresses: dict[str, str]) -> N
     assert put.status_code == 200, put.text
     questions: list[dict[str, Any]] = [
         {"history": ["new", "i3"], "text": "ocean", "k": 100},
-        {"history": ["i3"], "filters": {"price": {"min": 12.5, "max": 12.5}}},
+        {"history": ["i3"], "filters": {"op": "equals", "field": "price", "value": 12.5}},
     ]
 
     def answers(topology: str) -> list[list[tuple[str, dict[str, int]]]]:

@@ -42,7 +42,7 @@ def recommend(client: Any, **body: Any) -> list[str]:
 
 def finds(client: Any, item_id: str) -> bool:
     """Whether a question that nothing but `NEW` fits is answered with the item."""
-    return item_id in recommend(client, history=["i1"], filters={"price": {"min": 12.5, "max": 12.5}})
+    return item_id in recommend(client, history=["i1"], filters={"op": "equals", "field": "price", "value": 12.5})
 
 
 def eventually(holds: Callable[[], bool]) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ray
 
 APP, WITHIN_S, RECOVERS_S = "live", 1.0, 60.0
 NEW = {"fields": {"title": "Zanzibar", "category": "ocean", "price": 12.5}}
-ONLY_NEW = {"history": ["i1"], "filters": {"price": {"min": 12.5, "max": 12.5}}}
+ONLY_NEW = {"history": ["i1"], "filters": {"op": "equals", "field": "price", "value": 12.5}}
 
 
 class App:

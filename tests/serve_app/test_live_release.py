@@ -9,6 +9,7 @@ import pytest
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.online.item_log import ItemChange
 from recsys_ray.retrieval.exploration import Exploration, ExplorationConfig
+from recsys_ray.retrieval.filters import Equals, Range
 from recsys_ray.retrieval.live import compacted, encode_body, num_uncompacted, with_changes
 from recsys_ray.retrieval.live_items import ItemBody
 from recsys_ray.retrieval.release import Release
@@ -47,7 +48,7 @@ def test_a_new_item_is_found_by_nearest_and_content_and_shows_its_fields(release
         for name in one.channels
     }
     assert {"nearest", "content"} <= by_channel
-    found = live.search("ocean", k=121, filters={"price": {"min": 12.5, "max": 12.5}}, fields=["category"])
+    found = live.search("ocean", k=121, filters=Equals("price", 12.5), fields=["category"])
     assert [(one.item_id, one.title, one.fields) for one in found] == [("new", "Zanzibar", {"category": "ocean"})]
     assert "new" in ids(live, history=["i1"])
     assert "new" not in ids(release, history=["i1"])
@@ -93,7 +94,7 @@ def test_a_deleted_item_is_in_no_channel_no_fusion_and_no_look_up(release: Relea
             lists = one.retriever.retrieve(one.retriever.encode(question.queries), 200)
             for found in lists.values():
                 assert not {release.item_ids.row("i10"), 120} & set(found.rows.ravel().tolist())
-            assert not {"i10", "new"} & set(ids(one, history=["i3"], filters={"price": {"min": 0}}))
+            assert not {"i10", "new"} & set(ids(one, history=["i3"], filters=Range("price", min=0)))
             assert one.catalogue.row("i10") == one.catalogue.row("new") == -1
             assert len(one.catalogue) == len(release.catalogue) - 1
     back = with_changes(live, [put("i10", fields_of(release, "i10"))])
@@ -102,9 +103,9 @@ def test_a_deleted_item_is_in_no_channel_no_fusion_and_no_look_up(release: Relea
 
 def test_changed_fields_are_filtered_by_and_the_row_keeps_what_channels_counted(release: Release, put: Put) -> None:
     live = with_changes(release, [put("i10", {**fields_of(release, "i10"), "price": 999.0})])
-    assert ids(live, history=["i3"], filters={"price": {"min": 999}}) == ["i10"]
+    assert ids(live, history=["i3"], filters=Range("price", min=999)) == ["i10"]
     price = fields_of(release, "i10")["price"]
-    assert "i10" not in ids(live, history=["i3"], filters={"price": {"min": price, "max": price}})
+    assert "i10" not in ids(live, history=["i3"], filters=Equals("price", price))
     popular = [item for item in live.recommend(history=[], k=120) if item.item_id == "i10"]
     assert "popularity" in popular[0].channels
 
