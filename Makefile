@@ -10,6 +10,7 @@ PYTHON ?= python3.11
 FAISS ?= cpu
 DEMO_ARGS ?=
 SETS ?=
+INDEX_ARGS ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -24,7 +25,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 say = printf '==> %s\n' "$(1)"
 fail = { printf '\nFAILED: %s\n' "$(1)" >&2; exit 1; }
 
-.PHONY: help install demo check test bench bench-quality constraints clean
+.PHONY: help install demo check test bench bench-quality bench-index constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -61,6 +62,9 @@ bench: $(INSTALLED) ## the long measurements of benchmarks/, one after the other
 
 bench-quality: $(INSTALLED) ## every channel and the fused list against the best published; SETS="ml1m yelp" picks
 	@$(BIN)/python benchmarks/bench_quality.py $(SETS)
+
+bench-index: $(INSTALLED) ## the chosen index and filtered search against FlatIP, hnswlib and usearch; INDEX_ARGS="--items 1000000"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/bench_index.py $(INDEX_ARGS)
 
 constraints: $(INSTALLED) ## write the versions now in .venv into clusters/constraints.txt
 	@{ grep '^#' $(CONSTRAINTS); \

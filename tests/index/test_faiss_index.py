@@ -52,6 +52,64 @@ def test_k_legal_results_whenever_they_exist(factory: str, seed: int, k: int, sh
         assert (np.diff(scores[query, : len(found)]) <= 0).all()
 
 
+DOUBLED = np.concatenate([unit(1000, DIM, 7)] * 10)  # every score comes ten times
+MANY = {factory: build(DOUBLED, factory, parameters) for factory, parameters in FACTORIES}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(MANY)),
+    st.integers(0, 1000),
+    st.sampled_from([1, 10, 100]),
+    st.lists(st.sampled_from([1.0, 0.5, 0.2, 0.1, 0.01, 0.001, 0.0001, 0.0]), min_size=3, max_size=3),
+    st.sampled_from([0, 50, 5000]),
+)
+def test_filters_are_answered_exactly_at_any_selectivity(
+    factory: str, seed: int, k: int, shares: list[float], num_excluded: int
+) -> None:
+    """Each question under a filter of its own; equal scores fall by rising row."""
+    rng = np.random.default_rng(seed)
+    subsets = tuple(Subset(rng.random(len(DOUBLED)) < share) for share in shares)
+    queries, choice = unit(7, DIM, seed), np.arange(7) % 3
+    exclude = Ragged.of([rng.choice(len(DOUBLED), num_excluded, replace=False) for _ in range(7)])
+    rows, scores = MANY[factory].search(queries, k, exclude, Allowed(subsets, choice))
+    exact = ExactIndex(DOUBLED)
+    for query in range(7):
+        legal = np.setdiff1d(subsets[choice[query]].rows, exclude[query])
+        expected = np.sort(DOUBLED[legal] @ queries[query])[::-1][:k]
+        found = rows[query][rows[query] >= 0]
+        assert set(found.tolist()) <= set(legal.tolist())
+        assert len(found) == min(k, len(legal))
+        np.testing.assert_allclose(scores[query, : len(found)], expected, atol=1e-5)
+        one = exact.search(
+            queries[query : query + 1], k, exclude.take(np.array([query])), Allowed(subsets, choice[[query]])
+        )
+        assert (one[1][0] == scores[query]).all()
+
+
+def test_what_filters_cost_inside_the_index_is_measured_and_used(tmp_path: Path) -> None:
+    vectors, queries = unit(3000, DIM, 1), unit(40, DIM, 2)
+    index = build(vectors, "IVF16,Flat", "nprobe=16").calibrated(queries, 10, filtered_recall=0.9)
+    assert index.calibration is not None
+    # All lists are read, so nothing can be lost inside the index.
+    assert {plan.recall for plan in index.calibration.plans if plan.way == "inside"} == {1.0}
+    allowed = Allowed.everywhere(Subset(np.arange(3000) % 2 == 0), 40)
+    expected = ExactIndex(vectors).search(queries, 10, None, allowed)
+    for way in (index.inside, index.widen):
+        found = way(queries, 10, None, allowed.subsets[0])
+        assert found is not None
+        assert (found[0] == expected[0]).mean() > 0.9
+    index.save(tmp_path)
+    loaded = load_index(tmp_path)
+    assert isinstance(loaded, FaissIndex)
+    assert (loaded.calibration, loaded.filtered_recall) == (index.calibration, 0.9)
+    assert (loaded.search(queries, 10, None, allowed)[0] >= 0).all()
+
+
+def test_kinds_that_take_no_filter_say_so() -> None:
+    assert BUILT["PQ8x4fs,RFlat"].inside(unit(1, DIM, 0), 5, None, Subset(np.ones(N, np.bool_))) is None
+
+
 def test_a_flat_index_equals_the_oracle() -> None:
     queries, exclude = unit(9, DIM, 5), Ragged.of([[i, i + 1] for i in range(9)])
     expected = ExactIndex(VECTORS).search(queries, 20, exclude)
