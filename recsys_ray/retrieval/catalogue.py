@@ -5,8 +5,9 @@ on, which the item log numbers alike for all replicas.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ class Changed:
         table: (d) the fields of those items.
         row_of: Of new items alone, also of those deleted again: id to row.
         id_of: Row to id, the other way round.
+        allowed: What compiled filters of the release let through with the changes, made when first asked for.
     """
 
     holds: BoolArray
@@ -39,6 +41,7 @@ class Changed:
     table: pa.Table
     row_of: Mapping[str, int]
     id_of: Mapping[int, str]
+    allowed: "WeakKeyDictionary[Subset, Subset]" = field(default_factory=WeakKeyDictionary, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +131,18 @@ class Catalogue:
         """
         subset = self.compiled.compile(filters)
         if self.changed is not None:
-            wider = np.zeros(len(self.changed.holds), np.bool_)
-            wider[: len(subset.mask)] = subset.mask
-            wider[self.changed.rows] = allowed_items(self.changed.table, filters)
-            subset = Subset(wider & self.changed.holds)
+            subset = self._with_changes(self.changed, subset, filters)
         return Allowed.everywhere(subset, 1)
+
+    def _with_changes(self, changed: Changed, published: Subset, filters: Filter) -> Subset:
+        known = changed.allowed.get(published)
+        if known is None:
+            mask = np.zeros(len(changed.holds), np.bool_)
+            mask[: len(published.mask)] = published.mask
+            mask[changed.rows] = allowed_items(changed.table, filters)
+            known = Subset(mask & changed.holds)
+            changed.allowed[published] = known
+        return known
 
     def holds(self, rows: IntArray) -> BoolArray:
         """(n,) which rows are items now."""
