@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
 
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.index.exact import EXACT, ExactIndex
@@ -20,10 +21,12 @@ from recsys_ray.index.faiss_index import build, import_faiss
 from recsys_ray.index.spec import Index, candidates
 from recsys_ray.planning.calibration import calibrate, made_queries, made_vectors, measure_search
 from recsys_ray.planning.index_bytes import index_bytes
+from recsys_ray.planning.serving import ServingLoad, plan_serving
+from recsys_ray.planning.show import print_serving
 from recsys_ray.planning.speeds import Speeds, family
 
 WITHIN = 0.25
-BUILD_US = {"SQfp": 1, "IVF,SQ": 40, "IVF,Flat": 40, "HNSW": 500, "PQxfs,RFlat": 10}  # an item, for the budget alone
+BUILD_US = {"SQfp": 1, "IVF,SQ": 100, "IVF,Flat": 100, "HNSW": 500, "PQxfs,RFlat": 10}  # an item, for the budget alone
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def main() -> None:
     for items in arguments.items:
         ratios = [_ratio(row.ms) for row in found if row.items == int(items)]
         print(f"{items:>11,.0f}  median ratio of milliseconds {np.median(ratios):.2f}")
+    load = ServingLoad(items=10**9, dim=arguments.dim, k=arguments.k, qps=1000, p95_ms=60)
+    print_serving(plan_serving(load, speeds), load, Console(width=180, highlight=False, soft_wrap=True))
     print(f"met {met} of {total}")
 
 
