@@ -36,7 +36,7 @@ class RecommendRequest(Request):
     """Recommend to a user, to a history, for a text, or for a history and a text together.
 
     Attributes:
-        user_id: A user whose history the release knows; 404 when it does not know the user.
+        user_id: A user of the release, or one whose events came since (`/v1/events`); 404 when nothing is known.
         history: Item ids the user met, oldest first, in place of `user_id`. Ids that the release does not know are
             ignored and reported in `unknown_items`. An empty history is answered with popular items and `cold: true`.
         text: What the user is after, in words.
