@@ -30,7 +30,7 @@ class Point:
     @property
     def text(self) -> str:
         """The settings for people, without those that say nothing."""
-        told = {path.rpartition(".")[2]: value for path, value in self.settings.items() if value not in (None, "")}
+        told = {path.removeprefix("index."): value for path, value in self.settings.items() if value not in (None, "")}
         return ", ".join(f"{name}={value}" for name, value in told.items())
 
 
