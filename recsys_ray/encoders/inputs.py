@@ -32,6 +32,13 @@ class ItemInputs:
         values = {name: {key: tensor[rows] for key, tensor in inner.items()} for name, inner in self.values.items()}
         return ItemInputs(values, {name: mask[rows] for name, mask in self.present.items()})
 
+    def by_length(self) -> Int[Tensor, " n"]:
+        """The rows from the shortest text to the longest, where tokens are read; else as they stand."""
+        masks = [inner["attention_mask"] for inner in self.values.values() if "attention_mask" in inner]
+        if masks:
+            return masks[0].sum(1).argsort(stable=True)
+        return torch.arange(len(self), device=next(iter(self.present.values())).device)
+
     def only(self, *names: str) -> "ItemInputs":
         """The same items with some of their modalities alone."""
         return ItemInputs({name: self.values[name] for name in names}, {name: self.present[name] for name in names})

@@ -20,5 +20,5 @@ def has_bf16(device_type: str) -> bool:
     A processor without that emulates it, 20 to 40 times slower than float32.
     """
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(value is True for name, value in torch.cpu.get_capabilities().items() if name.endswith("bf16"))

@@ -94,7 +94,9 @@ class TextBackbone(nn.Module):
         # A text of no tokens (an item without text) attends to one padding token: finite, and masked by the tower.
         mask = values["attention_mask"].clone()
         mask[:, 0] = 1
-        hidden = self.model(input_ids=values["input_ids"], attention_mask=mask).last_hidden_state
+        width = int(mask.any(0).sum())  # padding is on the right; some of many texts may all be short
+        mask = mask[:, :width]
+        hidden = self.model(input_ids=values["input_ids"][:, :width], attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             return F.normalize(hidden[:, 0].float(), dim=-1)
         weights = mask.unsqueeze(-1).float()

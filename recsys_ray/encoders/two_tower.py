@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recsys_ray.core.config import Config, result_settings
 from recsys_ray.core.errors import ArtifactError, ConfigError
@@ -79,9 +80,9 @@ class TwoTowerConfig(Config):
 
     @model_validator(mode="after")
     def _one_member_trains_backbones(self) -> "TwoTowerConfig":
-        trained = [name for name, one in ((TEXT, self.text), (IMAGE, self.image)) if one and one.mode == "full"]
+        trained = [name for name, one in ((TEXT, self.text), (IMAGE, self.image)) if one and one.trained]
         if trained and len(self.members) > 1:
-            raise ValueError(f"one member where {' and '.join(trained)} mode is full: a backbone is trained once")
+            raise ValueError(f"one member where {' and '.join(trained)} is trained: a backbone is trained once")
         return self
 
     @model_validator(mode="after")
@@ -122,6 +123,7 @@ class TrainBatch:
         negatives: Positions in `items`.
         user_tokens: User attribute tokens, 0 is padding; None when users have none.
         pairs: Positions in `items` of what is aligned, and of what it is aligned with.
+        items_at_once: Items encoded together, see `encode_in_parts`; None is all.
     """
 
     items: ItemInputs
@@ -130,12 +132,13 @@ class TrainBatch:
     negatives: Int[Tensor, " n"]
     user_tokens: Int[Tensor, "B T"] | None = None
     pairs: Int[Tensor, "2 b"] = field(default_factory=lambda: torch.zeros((2, 0), dtype=torch.int64))
+    items_at_once: int | None = None
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The same batch on a device."""
         tokens = None if self.user_tokens is None else self.user_tokens.to(device)
         tensors = (self.history.to(device), self.targets.to(device), self.negatives.to(device))
-        return TrainBatch(self.items.to(device), *tensors, tokens, self.pairs.to(device))
+        return TrainBatch(self.items.to(device), *tensors, tokens, self.pairs.to(device), self.items_at_once)
 
 
 class TwoTower(nn.Module):
@@ -159,12 +162,29 @@ class TwoTower(nn.Module):
             Queries at the P supervised positions (P, M, D), their targets (P, M, D), the negatives (n, M, D), the
             aligned pairs (2, b, M D), and how far the content heads are from the negatives (n,).
         """
-        items, missed = self.item_tower.encode(batch.items)
+        items, missed = encode_in_parts(self.item_tower, batch.items, batch.items_at_once)
         outputs = self.user_tower(gather(items, batch.history), batch.history >= 0, batch.user_tokens)
         supervised = batch.targets >= 0
         vectors = outputs[supervised], gather(items, batch.targets[supervised]), gather(items, batch.negatives)
         queries, targets, negatives = (one.unflatten(-1, (len(self.config.members), -1)) for one in vectors)
         return queries, targets, negatives, gather(items, batch.pairs), missed[batch.negatives]
+
+
+def encode_in_parts(
+    tower: ItemTowers, items: ItemInputs, size: int | None
+) -> tuple[Float[Tensor, "m MD"], Float[Tensor, " m"]]:
+    """`ItemTowers.encode`, `size` items at a time, whose activations are made again in the backward pass.
+
+    Memory follows `size`, not the number of items, and the gradient is the same: gradient caching (Gao et al. 2021,
+    arXiv:2101.06983). Items of like text length share a part, which saves the padding.
+    """
+    if size is None or len(items) <= size:
+        return tower.encode(items)
+    order = items.by_length()
+    parts = [checkpoint(tower.encode, items.take(rows), use_reentrant=False) for rows in torch.split(order, size)]
+    vectors, missed = (torch.cat(one) for one in zip(*parts, strict=True))
+    back = order.argsort()
+    return vectors[back], missed[back]
 
 
 def gather(vectors: Float[Tensor, "m D"], rows: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
@@ -268,7 +288,7 @@ def saved_backbones(directory: Path) -> dict[str, str]:
 
 
 def trained_backbones(model: TwoTower) -> dict[str, Any]:
-    """Modality name to the backbone that is trained inside the model, where the mode is "full"."""
+    """Modality name to the backbone that is trained inside the model."""
     tower = model.item_tower.towers[0]
     pairs = zip(tower.names, tower.encoders, strict=True)
     return {name: encoder.backbone for name, encoder in pairs if isinstance(encoder, TrainedBackbone)}
@@ -325,7 +345,7 @@ def _item_tower(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, s
 def _content_encoders(config: TwoTowerConfig, spec: TowerSpec, folders: Mapping[str, str]) -> dict[str, nn.Module]:
     encoders: dict[str, nn.Module] = {}
     for name, modality in ((TEXT, config.text), (IMAGE, config.image)):
-        if modality is not None and modality.mode == "full":
+        if modality is not None and modality.trained:
             backbone = load_backbone(modality, folders.get(name))
             encoders[name] = TrainedBackbone(backbone, backbone.dim, config.dim)
     for name, num_features in spec.feature_dims.items():

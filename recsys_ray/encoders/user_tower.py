@@ -83,6 +83,7 @@ class UserTower(nn.Module):
             user_tokens: Attribute tokens, 0 is padding; None when the users have none.
         """
         length = vectors.shape[1]
+        vectors = vectors.to(self.start.dtype)  # an engine may hold the weights in bfloat16
         present = mask.unsqueeze(-1)
         x = torch.where(present, vectors.masked_fill(~present, 0), self.start.to(vectors.dtype)) * self.scale
         if self.positions is not None:

@@ -85,7 +85,7 @@ def train(work: Work, data: Data, features: Features, scope: Scope) -> Artifact:
     }
     parents = {"dataset": data.artifact, "features": features.artifact}
     modalities = (config.model.text, config.model.image)
-    digest = digest_backbones(one for one in modalities if one is not None and one.mode == "full")
+    digest = digest_backbones(one for one in modalities if one is not None and one.trained)
     key = work.runner.key("towers", TRAIN_VERSION, settings, parents, digest)
     return work.runner.run("towers", TRAIN_VERSION, settings, parents, write, f"train on {scope.name}", digest)
 

@@ -13,6 +13,7 @@ from recsys_ray.core.errors import TrainingError
 from recsys_ray.core.events import Events
 from recsys_ray.encoders.two_tower import TrainBatch
 from recsys_ray.training.alignment import Pairs, show_alone
+from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.negatives import Draw
 
@@ -132,24 +133,15 @@ class BatchMaker:
     Args:
         data: The run's data.
         max_history: Items in a history.
-        batch_size: Sequences of all ranks together.
-        event_weights: Whether targets are weighted by their events.
-        seed: Of the order.
+        config: Batch size, event weights, seed.
         place: (rank, world size).
     """
 
-    def __init__(
-        self,
-        data: TrainInput,
-        max_history: int,
-        batch_size: int,
-        event_weights: bool,
-        seed: int,
-        place: tuple[int, int],
-    ) -> None:
-        self._data, self._max_history, self._batch_size = data, max_history, batch_size
-        self._seed, (self._rank, self._world_size) = seed, place
-        self._weights: FloatArray | None = data.train.weights if event_weights else None
+    def __init__(self, data: TrainInput, max_history: int, config: TrainingConfig, place: tuple[int, int]) -> None:
+        self._data, self._max_history, self._batch_size = data, max_history, config.batch_size
+        self._seed, (self._rank, self._world_size) = config.seed, place
+        self._weights: FloatArray | None = data.train.weights if config.event_weights else None
+        self._items_at_once = config.items_at_once
 
     def epoch(self, epoch: int) -> "Epoch":
         """The steps of one epoch, the same for the same seed and epoch.
@@ -184,6 +176,7 @@ class BatchMaker:
             negatives=torch.from_numpy(positions[num_history + num_targets :]),
             user_tokens=self._data.tokens_of(mine.users),
             pairs=torch.arange(len(rows), len(items)).view(2, -1),
+            items_at_once=self._items_at_once,
         )
         return StepBatch(
             inputs=inputs,
@@ -208,7 +201,11 @@ class Epoch:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Windows]:
-        return (self.windows.take(rows) for rows in self.batches)
+        return self.after(0)
+
+    def after(self, steps: int) -> Iterator[Windows]:
+        """Those of the batches that come after so many."""
+        return (self.windows.take(rows) for rows in self.batches[steps:])
 
 
 def pad_windows(events: Events, windows: Windows) -> tuple[IntArray, IntArray, IntArray]:

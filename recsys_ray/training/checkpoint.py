@@ -25,22 +25,42 @@ def save_checkpoint(directory: Path, engine: Engine, progress: Progress, place: 
         (directory / _PROGRESS).write_text(json.dumps({**progress.to_json(), "world_size": world_size}, indent=1))
 
 
-def load_checkpoint(directory: Path, engine: Engine, place: tuple[int, int]) -> Progress:
+def load_checkpoint(directory: Path, engine: Engine, place: tuple[int, int], seed: int) -> Progress:
     """Put engine and generators back to where they were, and return how far the run had come.
 
+    With another number of workers the weights and the order of the data stay what they were; what is drawn for dropout
+    is new.
+
+    Args:
+        directory: The parts of all ranks.
+        engine: As it was built for the run.
+        place: (rank, world size).
+        seed: The run's.
+
     Raises:
-        ArtifactError: When the checkpoint is not whole or was written by another number of workers.
+        ArtifactError: When the checkpoint is not whole, or was written by another number of workers and the engine is
+            not elastic.
     """
     rank, world_size = place
     written = _read(directory)
-    if written["world_size"] != world_size:
+    same = written["world_size"] == world_size
+    if not same and not engine.elastic:
         raise ArtifactError(
             f"{directory} was written by {written['world_size']} workers, now there are {world_size}: go on with as "
-            "many as before, or start anew under another name"
+            "many as before, since each holds a shard, or start anew under another name"
         )
     engine.load(directory)
-    _set_generators(torch.load(directory / f"rng_{rank}.pt", weights_only=True))
-    return _progress(directory, written, with_weights=rank == 0)
+    progress = _progress(directory, written, with_weights=rank == 0)
+    if same:
+        _set_generators(torch.load(directory / f"rng_{rank}.pt", weights_only=True))
+    else:
+        seed_rank(seed + progress.step, rank)
+    return progress
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Seed a rank's generators, each differently: ranks drop out differently."""
+    torch.manual_seed(seed + 7919 * rank)
 
 
 def read_result(directory: Path) -> TrainResult:

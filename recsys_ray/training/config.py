@@ -37,10 +37,16 @@ class TrainingConfig(Config):
         alignment: Weight in the loss of drawing an item's text and picture together (InfoNCE over items with both).
         alignment_items: How many such items a step aligns, over all workers.
         event_weights: Weigh each target by its event's weight.
+        offload: Keep DeepSpeed's optimizer, or its share of it, in the memory of the CPU; from ZeRO stage 1 on.
+        items_at_once: Gradient caching: encode the items of a step so many at a time, keep no activations, and encode
+            them again in the backward pass, so that memory does not bound the negatives. Null encodes all at once.
+        checkpoint_steps: Keep a checkpoint within an epoch too, every so many steps; null keeps one an epoch.
         average: Keep an exponential average of the weights, with this decay a step, and evaluate and return that.
             "auto" is 0.995 with the plain engine and none with DeepSpeed, whose weights are sharded.
         seed: Of weights, shuffling, negatives and dropout.
         workers: Ray Train workers; 0 trains in this process without Ray.
+        min_workers: Where the cluster has not room for `workers`, or loses some, train on as few as this; null waits
+            for all. The plain engine only: the shards of ZeRO are those of so many workers.
         cpus: CPU cores, and torch threads, of each worker, or of this process.
         gpus: GPUs of each worker, or of this process.
         max_failures: How often Ray Train restarts after a lost worker.
@@ -64,9 +70,13 @@ class TrainingConfig(Config):
     alignment: float = Field(0.0, ge=0)
     alignment_items: int = Field(512, ge=2)
     event_weights: bool = False
+    offload: bool = execution(False)
+    items_at_once: int | None = execution(None, ge=1)
+    checkpoint_steps: int | None = execution(None, ge=1)
     average: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = "auto"
     seed: int = Field(0, ge=0)
     workers: int = execution(2, ge=0)
+    min_workers: int | None = execution(None, ge=1)
     cpus: int = execution(1, ge=1)
     gpus: Literal[0, 1] = execution(0)
     max_failures: int = execution(3, ge=0)
@@ -90,6 +100,16 @@ class TrainingConfig(Config):
             raise ValueError('workers of at least 1 with engine "deepspeed": it runs inside Ray Train workers')
         if self.engine == "deepspeed" and isinstance(self.average, float):
             raise ValueError('average auto or null with engine "deepspeed": its weights are sharded')
+        return self
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> "TrainingConfig":
+        if self.offload and not self.zero_stage:
+            raise ValueError('offload false without a zero_stage of 1 to 3 and engine "deepspeed"')
+        if self.min_workers is not None and self.engine == "deepspeed":
+            raise ValueError('min_workers null with engine "deepspeed": its shards are those of so many workers')
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers up to workers = {self.workers}, not {self.min_workers}")
         if self.workers > self.batch_size:
             raise ValueError(f"workers up to batch_size = {self.batch_size}: each needs a sequence in every step")
         return self

@@ -1,23 +1,19 @@
-"""What runs the backward pass, sums gradients over the workers and steps the optimizer: plain torch or DeepSpeed."""
+"""What runs the backward pass, sums gradients over the workers and steps the optimizer; here with plain torch."""
 
-import os
-import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recsys_ray.core.errors import ArtifactError
 from recsys_ray.encoders.precision import Precision, uses_bf16
 from recsys_ray.training.optimizer import set_learning_rate
 
 _PLAIN_FILE = "engine.pt"
-_ZERO_TAG = "engine"
 
 BuildOptimizer = Callable[[nn.Module], Optimizer]
 
@@ -48,6 +44,10 @@ class Engine(Protocol):
         """Update the weights by the gradients, and drop those."""
         ...
 
+    def evaluating(self) -> AbstractContextManager[nn.Module]:
+        """Within it, the model as it would be served, in evaluation mode. All ranks run the same modules in step."""
+        ...
+
     def weights(self) -> dict[str, Tensor]:
         """The whole model as it would be served, on the CPU of every rank. May share memory with the model."""
         ...
@@ -57,7 +57,12 @@ class Engine(Protocol):
         ...
 
     def load(self, directory: Path) -> None:
-        """Read what all ranks have saved, at the same number of ranks."""
+        """Read what all ranks have saved; at the same number of ranks, unless the engine is `elastic`."""
+        ...
+
+    @property
+    def elastic(self) -> bool:
+        """Whether another number of ranks can go on from what is saved."""
         ...
 
 
@@ -123,6 +128,17 @@ class PlainEngine:
             torch._foreach_lerp_(list(self._average.values()), list(self._model.state_dict().values()), 1.0 - decay)
             self._averaged += 1
 
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model with the averaged weights in it, where there are such."""
+        self._model.eval()
+        self._swap()
+        try:
+            yield self._model
+        finally:
+            self._swap()
+            self._model.train()
+
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights where there are such, else the present ones."""
         state = self._model.state_dict() if self._average is None else self._average
@@ -142,6 +158,19 @@ class PlainEngine:
         self._optimizer.load_state_dict(state["optimizer"])
         self._average, self._averaged = state["average"], state["averaged"]
 
+    @property
+    def elastic(self) -> bool:
+        """Every rank holds the whole."""
+        return True
+
+    def _swap(self) -> None:
+        """Exchange the weights with their average, one after the other: no second copy of the model."""
+        if self._average is not None:
+            for name, tensor in self._model.state_dict().items():
+                kept = tensor.clone()
+                tensor.copy_(self._average[name])
+                self._average[name].copy_(kept)
+
     def _sum_gradients(self) -> None:
         """All gradients in one collective; a parameter that this rank did not use counts as zero."""
         flat = torch.cat([_gradient(parameter).flatten() for parameter in self._parameters])
@@ -151,103 +180,6 @@ class PlainEngine:
             # Laid out as the weights are (convolutions keep theirs channels last): fused optimizers walk the memory of
             # both side by side, whatever the strides say.
             parameter.grad = torch.empty_like(parameter).copy_(piece.view_as(parameter))
-
-
-class DeepSpeedEngine:
-    """DeepSpeed ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) over the process group that is already there.
-
-    Args:
-        model: On the CPU or its device.
-        build_optimizer: Makes a torch optimizer over the model; what it holds is sharded from stage 1 on.
-        zero_stage: 0 to 3.
-        precision: "bf16" is DeepSpeed's torch autocast: products in bfloat16 over fp32 weights, as in `PlainEngine`.
-        clip_norm: Largest gradient norm, None for any.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        build_optimizer: BuildOptimizer,
-        zero_stage: int,
-        precision: Precision = "fp32",
-        clip_norm: float | None = None,
-    ) -> None:
-        # DeepSpeed compiles one op for reductions in shared memory, once an environment.
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-        import deepspeed
-
-        self._deepspeed, self._stage = deepspeed, zero_stage
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        settings = deepspeed_settings(num_parameters, zero_stage, precision, clip_norm)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
-        self._engine.train()
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """DeepSpeed's wrapper around the model."""
-        return cast(Callable[..., Any], self._engine)
-
-    @property
-    def device(self) -> torch.device:
-        """Where DeepSpeed has put the model."""
-        return torch.device(self._engine.device)
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """DeepSpeed enters autocast in the forward pass only; the loss needs it too."""
-        enabled = self._engine.torch_autocast_enabled()
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
-
-    def backward(self, loss: Tensor) -> None:
-        """DeepSpeed averages over the ranks; a mean of N times the loss is the sum."""
-        self._engine.backward(loss * _world_size())
-
-    def step(self, learning_rate: float) -> None:
-        """Clipping and zeroing are inside."""
-        set_learning_rate(self._engine.optimizer.param_groups, learning_rate)
-        self._engine.step()
-
-    def weights(self) -> dict[str, Tensor]:
-        """The model put together from the shards."""
-        module = self._engine.module
-        if self._stage < 3:
-            return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-        with self._deepspeed.zero.GatheredParameters(list(module.parameters())):
-            return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-
-    def save(self, directory: Path) -> None:
-        """Each rank writes its shards (`zero_pp_rank_*`), rank 0 the rest."""
-        self._engine.save_checkpoint(str(directory), tag=_ZERO_TAG, save_latest=False)
-
-    def load(self, directory: Path) -> None:
-        """Read this rank's shards. DeepSpeed unpickles them: only checkpoints of one's own runs."""
-        path, _ = self._engine.load_checkpoint(str(directory), tag=_ZERO_TAG)
-        if path is None:
-            raise ArtifactError(f"{directory} holds no DeepSpeed checkpoint of {_world_size()} workers")
-
-
-def deepspeed_settings(
-    num_parameters: int, zero_stage: int, precision: Precision, clip_norm: float | None
-) -> dict[str, Any]:
-    """The configuration that DeepSpeed is given."""
-    zero: dict[str, Any] = {"stage": zero_stage}
-    if zero_stage:
-        # The defaults hold buffers of 5e8 elements, and leave the parameters of a small model unsharded at stage 3.
-        zero |= {"reduce_bucket_size": num_parameters, "allgather_bucket_size": num_parameters}
-    if zero_stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": num_parameters,
-            "stage3_max_live_parameters": num_parameters,
-            "stage3_param_persistence_threshold": 0,
-        }
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # only counted with; the loss is normalised by the global batch
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": clip_norm or 0.0,
-        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
-        "steps_per_print": sys.maxsize,
-    }
 
 
 def _world_size() -> int:

@@ -14,9 +14,12 @@ from torch.optim import Optimizer
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.encoders.threads import torch_threads
 from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.training.backbones import prepare_backbones
+from recsys_ray.training.checkpoint import seed_rank
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
-from recsys_ray.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Zero
+from recsys_ray.training.engine import BuildOptimizer, Engine, PlainEngine
 from recsys_ray.training.loop import Hooks, Watch, train
 from recsys_ray.training.optimizer import build_adamw
 from recsys_ray.training.progress import EpochRecord, TrainResult
@@ -48,7 +51,7 @@ def fit_in_process(
         hooks = replace(hooks, keep=keeper.keep, resume=keeper.newest())
     device = torch.device("cuda" if config.gpus else "cpu")
     with torch_threads(config.cpus):
-        result = run_rank(model.to(device), data, config, (0, 1), hooks)
+        result = run_rank(copy.deepcopy(model).to(device), data, config, (0, 1), hooks)
     model.load_state_dict(result.weights)
     return result
 
@@ -56,21 +59,26 @@ def fit_in_process(
 def run_rank(
     model: TwoTower, data: TrainInput, config: TrainingConfig, place: tuple[int, int], hooks: Hooks
 ) -> TrainResult:
-    """One rank's training, from the seed to the result."""
-    torch.manual_seed(config.seed + 7919 * place[0])  # ranks drop out differently
-    judged = copy.deepcopy(model)
-    return train(build_engine(model, config), judged, data, config, place, hooks)
+    """One rank's training, from the seed to the result. The model is the engine's from here on: adapters go into it."""
+    seed_rank(config.seed, place[0])
+    prepare_backbones(model)
+    return train(build_engine(model, config), model, data, config, place, hooks)
 
 
-def build_engine(model: TwoTower, config: TrainingConfig) -> Engine:
-    """The engine that the configuration names, with AdamW."""
+def build_engine(model: TwoTower, config: TrainingConfig, build_optimizer: BuildOptimizer | None = None) -> Engine:
+    """The engine that the configuration names, with AdamW where nothing else is given."""
 
     def build(module: nn.Module) -> Optimizer:
         return build_adamw(module, config.learning_rate, config.weight_decay)
 
     if config.engine == "deepspeed":
-        return DeepSpeedEngine(model, build, config.zero_stage, config.precision, config.clip_norm)
-    return PlainEngine(model, build, config.precision, config.clip_norm, config.averaging)
+        return DeepSpeedEngine(model, build_optimizer or build, zero_of(config))
+    return PlainEngine(model, build_optimizer or build, config.precision, config.clip_norm, config.averaging)
+
+
+def zero_of(config: TrainingConfig) -> Zero:
+    """What DeepSpeed is told."""
+    return Zero(config.zero_stage, config.precision, config.clip_norm, config.offload)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class LocalCheckpoints:
         found = [self.directory / name for name in ("newest", "older") if (self.directory / name).is_dir()]
         return found[0] if found else None
 
-    def keep(self, _: EpochRecord, write: Callable[[Path], None]) -> None:
+    def keep(self, _: EpochRecord | None, write: Callable[[Path], None]) -> None:
         """Write aside, then take the older one's place; a cut between the two renames leaves the older one beside."""
         aside, newest, older = (self.directory / name for name in ("aside", "newest", "older"))
         shutil.rmtree(aside, ignore_errors=True)

@@ -5,24 +5,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.progress import say
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.alignment import PairSampler
-from recsys_ray.training.batches import BatchMaker, steps_per_epoch
+from recsys_ray.training.backbones import merged
+from recsys_ray.training.batches import BatchMaker, Windows, steps_per_epoch
 from recsys_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import Engine
 from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.optimizer import learning_rate_factor
-from recsys_ray.training.progress import EpochRecord, Progress, TrainResult
+from recsys_ray.training.progress import Cut, EpochRecord, Progress, TrainResult
 from recsys_ray.training.step import train_step
 from recsys_ray.training.validation import subsample, validate
 
-KeepCheckpoint = Callable[[EpochRecord, Callable[[Path], None]], None]
-"""Called after each epoch by every rank: the epoch's record, and what writes this rank's part into a directory."""
+KeepCheckpoint = Callable[[EpochRecord | None, Callable[[Path], None]], None]
+"""Called by every rank after each epoch with its record, and within an epoch, see `checkpoint_steps`, with None; and
+with what writes this rank's part into a directory."""
 
 Watch = Callable[[EpochRecord], None]
 """Called by rank 0 after each epoch, once its checkpoint is kept; a run that goes on first repeats those of before."""
@@ -36,7 +39,7 @@ class Hooks:
     """How a run meets the world around it.
 
     Attributes:
-        keep: Keeps a checkpoint after each epoch; None keeps none.
+        keep: Keeps checkpoints; None keeps none.
         resume: A checkpoint to go on from.
         stop_after: Train exactly so many epochs of the schedule, without early stopping.
         say: Takes each line for people; rank 0 speaks.
@@ -52,7 +55,7 @@ class Hooks:
 
 def train(
     engine: Engine,
-    judged: TwoTower,
+    model: TwoTower,
     data: TrainInput,
     config: TrainingConfig,
     place: tuple[int, int] = (0, 1),
@@ -65,7 +68,7 @@ def train(
 
     Args:
         engine: Holds the model to train.
-        judged: A second copy of the model on the same device; validation puts the weights of each epoch into it.
+        model: That model; only its settings are read.
         data: Events, catalogue, validation.
         config: The settings.
         place: (rank, world size).
@@ -81,16 +84,15 @@ def train(
     hooks = hooks or Hooks()
     if data.validation is None and config.patience is not None and hooks.stop_after is None:
         raise ConfigError("training.patience", config.patience, "null, or stop_after", "There is no validation here.")
-    run = _Run(engine, judged, data, config, place, hooks.say)
-    progress = Progress() if hooks.resume is None else load_checkpoint(hooks.resume, engine, place)
+    run = _Run(engine, model, data, config, place, hooks)
+    progress = Progress() if hooks.resume is None else load_checkpoint(hooks.resume, engine, place, config.seed)
     run.say(run.start_line(progress))
     _show(progress.records, hooks.watch, place)
     last_epoch = min(config.epochs, hooks.stop_after or config.epochs)
     while progress.epochs < last_epoch and not (hooks.stop_after is None and run.is_over(progress)):
         record = run.epoch(progress)
         run.keep_best(progress, record)
-        if hooks.keep is not None:
-            hooks.keep(record, lambda directory: save_checkpoint(directory, engine, progress, place))
+        run.keep_checkpoint(progress, record)
         _show([record], hooks.watch, place)
     run.say(f"training done: epoch {progress.best_epoch} of {progress.epochs} is kept")
     return TrainResult.of(progress)
@@ -122,17 +124,17 @@ class _Run:
     def __init__(
         self,
         engine: Engine,
-        judged: TwoTower,
+        model: TwoTower,
         data: TrainInput,
         config: TrainingConfig,
         place: tuple[int, int],
-        say_line: Callable[[str], None],
+        hooks: Hooks,
     ) -> None:
-        self._say = say_line
-        self._engine, self._judged, self._data, self._config, self._place = engine, judged, data, config, place
-        self._temperature = judged.config.temperature
-        history = history_length(config, judged)
-        self._maker = BatchMaker(data, history, config.batch_size, config.event_weights, config.seed, place)
+        self._say, self._keep = hooks.say, hooks.keep
+        self._engine, self._model, self._data, self._config, self._place = engine, model, data, config, place
+        self._temperature = model.config.temperature
+        history = history_length(config, model)
+        self._maker = BatchMaker(data, history, config, place)
         popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
         self._sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
         self._pairs = PairSampler(data.inputs, config, place)
@@ -144,25 +146,31 @@ class _Run:
     def start_line(self, progress: Progress) -> str:
         """What is about to happen."""
         users = f"{len(self._data.train):,} events on {self._data.train.num_items:,} items"
-        begin = f"going on after epoch {progress.epochs}" if progress.epochs else "training"
+        begin = f"going on after epoch {progress.epochs}" if progress.step else "training"
         return f"{begin}: {users}, up to {self._config.epochs} epochs of {self._steps_per_epoch} steps"
 
     def epoch(self, progress: Progress) -> EpochRecord:
-        """Train one epoch, then validate."""
+        """Train one epoch, or what is left of it, then validate."""
         epoch = self._maker.epoch(progress.epochs)
-        began = spoke = time.perf_counter()
-        total = sequences = 0.0
-        for done, windows in enumerate(epoch, 1):
-            step = progress.step
-            batch = self._maker.make(windows, self._sampler.draw(step), self._pairs.draw(step))
-            loss = train_step(self._engine, batch, self._temperature, step, self._learning_rate(step))
-            progress.step += 1
-            total, sequences = total + loss, sequences + batch.num_sequences
+        spoke = time.perf_counter()
+        for windows in epoch.after(progress.cut.steps):
+            self._step(windows, progress)
+            cut = progress.cut
             if time.perf_counter() - spoke > SAY_EVERY_S:
                 spoke = time.perf_counter()
-                self.say(f"epoch {progress.epochs + 1}: step {done} of {len(epoch)}, loss {total / done:.4f}")
-        seconds = time.perf_counter() - began
-        return EpochRecord(progress.epochs + 1, total / len(epoch), sequences / seconds, self._validate())
+                self.say(
+                    f"epoch {progress.epochs + 1}: step {cut.steps} of {len(epoch)}, {cut.loss / cut.steps:.4f} loss"
+                )
+            every = self._config.checkpoint_steps
+            if every is not None and cut.steps % every == 0 and cut.steps < len(epoch):
+                self.keep_checkpoint(progress, None)
+        cut, progress.cut = progress.cut, Cut()
+        return EpochRecord(progress.epochs + 1, cut.loss / cut.steps, cut.sequences / cut.seconds, self._validate())
+
+    def keep_checkpoint(self, progress: Progress, record: EpochRecord | None) -> None:
+        """Where the run goes on from, should it be cut."""
+        if self._keep is not None:
+            self._keep(record, lambda directory: save_checkpoint(directory, self._engine, progress, self._place))
 
     def keep_best(self, progress: Progress, record: EpochRecord) -> None:
         """Record the epoch, and keep its weights when they are the best."""
@@ -172,7 +180,7 @@ class _Run:
             progress.best_epoch = record.epoch
             weights = self._engine.weights()
             if self._place[0] == 0:
-                progress.weights = {name: tensor.clone() for name, tensor in weights.items()}
+                progress.weights = {name: tensor.clone() for name, tensor in merged(weights, self._model).items()}
         self.say(_epoch_line(record, better))
 
     def is_over(self, progress: Progress) -> bool:
@@ -193,8 +201,17 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         if self._validation is None:
             return {}
-        self._judged.load_state_dict(self._engine.weights())
-        return validate(self._judged, self._data, self._validation, self._engine.device, self._place)
+        with self._engine.evaluating() as judged:
+            return validate(cast(TwoTower, judged), self._data, self._validation, self._engine.device, self._place)
+
+    def _step(self, windows: Windows, progress: Progress) -> None:
+        """One step, counted."""
+        began, step, cut = time.perf_counter(), progress.step, progress.cut
+        batch = self._maker.make(windows, self._sampler.draw(step), self._pairs.draw(step))
+        loss = train_step(self._engine, batch, self._temperature, step, self._learning_rate(step))
+        seconds = cut.seconds + time.perf_counter() - began
+        progress.step += 1
+        progress.cut = Cut(cut.steps + 1, cut.loss + loss, cut.sequences + batch.num_sequences, seconds)
 
 
 def _epoch_line(record: EpochRecord, better: bool) -> str:

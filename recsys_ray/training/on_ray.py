@@ -150,9 +150,12 @@ def _take_record(watch: Watch | None, line: str) -> None:
         watch(EpochRecord(**json.loads(line)))
 
 
-def _keep(record: EpochRecord, write: Callable[[Path], None]) -> None:
+def _keep(record: EpochRecord | None, write: Callable[[Path], None]) -> None:
     """Report the epoch with this rank's part of the checkpoint; Ray Train puts the parts of all ranks together."""
+    metrics: dict[str, float] = {}
+    if record is not None:
+        metrics = {"epoch": record.epoch, "loss": record.loss, "samples_per_s": record.samples_per_s}
+        metrics |= record.validation
     with tempfile.TemporaryDirectory() as directory:
         write(Path(directory))
-        metrics = {"epoch": record.epoch, "loss": record.loss, "samples_per_s": record.samples_per_s}
-        ray.train.report({**metrics, **record.validation}, checkpoint=Checkpoint.from_directory(directory))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))

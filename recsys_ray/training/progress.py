@@ -26,6 +26,23 @@ class EpochRecord:
     validation: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How far an epoch has come that is not done.
+
+    Attributes:
+        steps: Done.
+        loss: Sum over them.
+        sequences: Of all workers, trained on in them.
+        seconds: They took.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    sequences: int = 0
+    seconds: float = 0.0
+
+
 @dataclass
 class Progress:
     """The state of the loop, beside what the engine holds.
@@ -33,12 +50,14 @@ class Progress:
     Attributes:
         records: One an epoch.
         step: Steps done.
+        cut: Of the epoch that is going on.
         best_epoch: The epoch whose weights are kept; the last one when there is no validation.
         weights: Those weights; only rank 0 keeps them.
     """
 
     records: list[EpochRecord] = field(default_factory=list)
     step: int = 0
+    cut: Cut = Cut()
     best_epoch: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
 
@@ -55,13 +74,18 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         """All but the weights."""
-        return {"records": [asdict(r) for r in self.records], "step": self.step, "best_epoch": self.best_epoch}
+        return {
+            "records": [asdict(record) for record in self.records],
+            "step": self.step,
+            "cut": asdict(self.cut),
+            "best_epoch": self.best_epoch,
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any], weights: dict[str, Tensor]) -> "Progress":
         """Back from `to_json`."""
         records = [EpochRecord(**record) for record in values["records"]]
-        return cls(records, values["step"], values["best_epoch"], weights)
+        return cls(records, values["step"], Cut(**values["cut"]), values["best_epoch"], weights)
 
 
 @dataclass(frozen=True)

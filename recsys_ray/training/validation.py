@@ -8,6 +8,7 @@ from recsys_ray.core import metrics
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.data import TrainInput, Validation
+from recsys_ray.training.negatives import gather_with_gradient
 from recsys_ray.training.step import global_sum
 
 SHOWN = ("ndcg@10", "recall@10", "recall@100")
@@ -30,29 +31,33 @@ def validate(
     """
     rank, world_size = place
     mine = queries.take(np.arange(rank, len(queries), world_size))
-    model.eval()
     with torch.no_grad():
-        items = item_vectors(model, data, device)
+        items = item_vectors(model, data, device, place)
         sums = torch.zeros(len(SHOWN), dtype=torch.float64)
-        size = block_size(data.train.num_items, int(mine.history.lengths.max(initial=1)))
-        for start in range(0, len(mine), size):
-            block = mine.take(np.arange(start, min(start + size, len(mine))))
+        size = block_size(data.train.num_items, int(queries.history.lengths.max(initial=1)))
+        # As many blocks on every rank, if need be an empty one: sharded weights come together when all ask for them.
+        for start in range(0, -(-len(queries) // world_size), size):
+            block = mine.take(np.arange(min(start, len(mine)), min(start + size, len(mine))))
             sums += _metric_sums(block, query_vectors(model, items, data, block) @ items.T)
     total = global_sum(sums.to(device)).cpu() / max(1, len(queries))
     return dict(zip(SHOWN, total.tolist(), strict=True))
 
 
-def item_vectors(model: TwoTower, data: TrainInput, device: torch.device) -> Tensor:
-    """(N, D) vectors of the whole catalogue."""
-    rows = torch.arange(len(data.inputs))
+def item_vectors(model: TwoTower, data: TrainInput, device: torch.device, place: tuple[int, int]) -> Tensor:
+    """(N, D) vectors of the whole catalogue; each rank makes a slice, and all get all."""
+    count, (rank, world_size) = len(data.inputs), place
+    size = -(-count // world_size)
+    # The last slices are filled up with the last item, so that all ranks run the same blocks.
+    rows = torch.arange(rank * size, (rank + 1) * size).clamp(max=count - 1)
     blocks = [model.item_tower(data.inputs.take(block).to(device)) for block in torch.split(rows, items_at_once(model))]
-    return torch.cat(blocks).float()
+    mine = torch.cat(blocks).float()
+    return gather_with_gradient(mine, world_size * size)[:count]
 
 
 def items_at_once(model: TwoTower) -> int:
     """Items encoded together; a backbone inside the model holds far more for each than a projection of features."""
     configs = (model.config.text, model.config.image)
-    trained = [config.batch_size for config in configs if config is not None and config.mode == "full"]
+    trained = [config.batch_size for config in configs if config is not None and config.trained]
     return min([_BLOCK_ITEMS, *trained])
 
 

@@ -29,7 +29,8 @@ from recsys_ray.training.alignment import PairSampler
 from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
-from recsys_ray.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Zero
+from recsys_ray.training.engine import Engine, PlainEngine
 from recsys_ray.training.fit import run_rank
 from recsys_ray.training.loop import Hooks
 from recsys_ray.training.negatives import NegativeSampler
@@ -80,8 +81,10 @@ def build_engine(case: str) -> Engine:
         return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), precision)
     stage = int(case[-1])
     if case.startswith("adam"):
-        return DeepSpeedEngine(model, lambda module: build_adamw(module, LEARNING_RATE, 0.1), stage)
-    return DeepSpeedEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), stage, precision)
+        return DeepSpeedEngine(model, lambda module: build_adamw(module, LEARNING_RATE, 0.1), Zero(stage))
+    return DeepSpeedEngine(
+        model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), Zero(stage, precision)
+    )
 
 
 class Recorded:
@@ -108,7 +111,7 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
         deaf_module = alignment_module if case.startswith("aligned") else step_module
         deaf_module.gather_with_gradient = lambda local, count: whole(local.detach(), count)
     data, engine = small_data(case.startswith("aligned")), Recorded(build_engine(case))
-    maker = BatchMaker(data, 8, 10, False, 0, (rank, world_size))
+    maker = BatchMaker(data, 8, TrainingConfig(batch_size=10), (rank, world_size))
     # An odd number of negatives: the slices of two ranks are unequal.
     sampler = NegativeSampler(data.train.item_counts(), 15, 0.5, 0)
     # As many pairs as make the slices of two ranks unequal.

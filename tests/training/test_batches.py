@@ -66,7 +66,7 @@ def test_a_plan_is_reproducible_near_equal_and_holds_each_window_once() -> None:
 
 
 def make(data: TrainInput, rank: int, world_size: int, weights: bool = False) -> StepBatch:
-    maker = BatchMaker(data, 8, 10, weights, 0, (rank, world_size))
+    maker = BatchMaker(data, 8, TrainingConfig(batch_size=10, event_weights=weights), (rank, world_size))
     sampler = NegativeSampler(data.train.item_counts(), 15, 0.5, 0)
     nothing = PairSampler(data.inputs, TrainingConfig(), (rank, world_size))
     return maker.make(next(iter(maker.epoch(0))), sampler.draw(0), nothing.draw(0))
@@ -107,10 +107,10 @@ def test_event_weights_follow_their_targets(small: ModuleType) -> None:
 
 def test_more_workers_than_sequences_is_an_error(data: TrainInput) -> None:
     with pytest.raises(TrainingError, match="fewer sequences than the 64 workers"):
-        BatchMaker(data, 8, 100, False, 0, (0, 64)).epoch(0)
+        BatchMaker(data, 8, TrainingConfig(batch_size=100), (0, 64)).epoch(0)
 
 
 def test_steps_are_foreseen(data: TrainInput) -> None:
-    maker = BatchMaker(data, 4, 10, False, 0, (0, 1))
+    maker = BatchMaker(data, 4, TrainingConfig(batch_size=10), (0, 1))
     actual = np.mean([len(maker.epoch(epoch)) for epoch in range(20)])
     assert steps_per_epoch(data.train, 4, 10) == pytest.approx(actual, rel=0.15)

@@ -2,6 +2,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 from recsys_ray.core.errors import ArtifactError, ConfigError, TrainingError
 from recsys_ray.core.schema import Fields
 from recsys_ray.encoders.two_tower import TwoTower, build
+from recsys_ray.training.batches import BatchMaker, StepBatch, Windows
 from recsys_ray.training.checkpoint import load_checkpoint, read_result
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
+from recsys_ray.training.engine import Engine
 from recsys_ray.training.fit import build_engine, fit_in_process, run_rank
 from recsys_ray.training.loop import Hooks
 from recsys_ray.training.progress import EpochRecord
@@ -119,15 +122,81 @@ def test_more_history_than_the_tower_reads_is_refused(towers: TwoTower, data: Tr
     assert len(fit_in_process(towers, data, settings(max_history=3, epochs=1)).records) == 1
 
 
-def test_a_checkpoint_of_another_number_of_workers_is_refused(
+class Sharded:
+    """An engine whose checkpoints are those of so many ranks."""
+
+    elastic = False
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+def test_another_number_of_workers_goes_on_where_each_holds_the_whole(
     towers: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path
 ) -> None:
-    fit_in_process(towers, data, settings(epochs=1), tmp_path)
-    engine = build_engine(towers, settings())
-    with pytest.raises(ArtifactError, match="written by 1 workers, now there are 2"):
-        load_checkpoint(tmp_path / "newest", engine, (0, 2))
+    undisturbed = fit_in_process(copy.deepcopy(towers), data, settings())
+    fit_in_process(copy.deepcopy(towers), data, settings(), tmp_path, stop_after=2)
+    written = tmp_path / "newest" / "progress.json"
+    written.write_text(written.read_text().replace('"world_size": 1', '"world_size": 2'))
+
+    resumed = fit_in_process(copy.deepcopy(towers), data, settings(), tmp_path)
+    # Nothing is drawn at random in these towers, so that only the restored weights and the order of the data count.
+    assert [record.loss for record in resumed.records] == [record.loss for record in undisturbed.records]
+
+    written = tmp_path / "newest" / "progress.json"
+    written.write_text(written.read_text().replace('"world_size": 1', '"world_size": 2'))
+    with pytest.raises(ArtifactError, match="written by 2 workers, now there are 1"):
+        load_checkpoint(tmp_path / "newest", cast(Engine, Sharded(build_engine(towers, settings()))), (0, 1), 0)
     with pytest.raises(ArtifactError, match="no whole training checkpoint"):
-        load_checkpoint(tmp_path, engine, (0, 1))
+        load_checkpoint(tmp_path, build_engine(towers, settings()), (0, 1), 0)
+
+
+def test_a_run_that_was_cut_within_an_epoch_trains_on_every_event_once(
+    dropping: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(checkpoint_steps=2, average=0.9)
+    undisturbed = fit_in_process(copy.deepcopy(dropping), data, config)
+    ledger: list[tuple[int, int]] = []  # (step, event) as they are trained on
+    made = BatchMaker.make
+
+    def make(maker: BatchMaker, windows: Windows, *draws: Any) -> StepBatch:
+        ledger.extend((len(steps), place) for place in places_of(windows))
+        steps.append(windows)
+        return made(maker, windows, *draws)
+
+    steps: list[Windows] = []
+    monkeypatch.setattr(BatchMaker, "make", make)
+    kept: list[int] = []  # steps done at each checkpoint
+
+    def keep_then_cut(record: EpochRecord | None, write: Callable[[Path], None]) -> None:
+        path = tmp_path / str(len(kept))
+        path.mkdir()
+        write(path)
+        kept.append(len(steps))
+        if len(kept) == 6:
+            raise Cut
+
+    with pytest.raises(Cut):
+        run_rank(copy.deepcopy(dropping), data, config, (0, 1), Hooks(keep=keep_then_cut))
+    torch.rand(7)
+    # The newest but one: an interval is lost, and trained on again.
+    lost = [event for step, event in ledger if step >= kept[4]]
+    assert lost
+    del ledger[len(ledger) - len(lost) :]
+    del steps[kept[4] :]
+    resumed = run_rank(copy.deepcopy(dropping), data, config, (0, 1), Hooks(resume=tmp_path / "4"))
+
+    assert [record.loss for record in resumed.records] == [record.loss for record in undisturbed.records]
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in undisturbed.weights.items())
+    counts = np.bincount([event for _, event in ledger], minlength=len(data.train))
+    assert (counts == config.epochs).all()
+
+
+def places_of(windows: Windows) -> list[int]:
+    return [place for start, end in zip(windows.starts, windows.ends, strict=True) for place in range(start, end)]
 
 
 def test_user_attributes_are_trained_on_and_validated_with(

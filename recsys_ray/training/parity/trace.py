@@ -14,7 +14,8 @@ from recsys_ray.training.alignment import PairSampler
 from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
-from recsys_ray.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from recsys_ray.training.engine import Engine
+from recsys_ray.training.fit import build_engine
 from recsys_ray.training.loop import POPULARITY, history_length
 from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.parity.curves import Curve
@@ -35,6 +36,8 @@ def settings_for(config: TrainingConfig, engine: EngineName, workers: int) -> Tr
         # A clipped gradient has one length whatever it was, and averages of weights are not what is trained.
         "clip_norm": None,
         "average": None,
+        "min_workers": None,
+        "offload": config.offload and stage > 0,
     }
     return override(config, changes)
 
@@ -58,7 +61,7 @@ def trace(
     norm = _GradientNorm(config)
     trained = norm.build_engine(model)
     _without_dropout(trained)
-    maker = BatchMaker(data, history_length(config, model), config.batch_size, config.event_weights, config.seed, place)
+    maker = BatchMaker(data, history_length(config, model), config, place)
     popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
     sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
     pairs = PairSampler(data.inputs, config, place)
@@ -80,9 +83,7 @@ class _GradientNorm:
 
     def build_engine(self, model: TwoTower) -> Engine:
         """The engine of the settings, with SGD in place of AdamW."""
-        if self._config.engine == "deepspeed":
-            return DeepSpeedEngine(model, self._build, self._config.zero_stage)
-        return PlainEngine(model, self._build)
+        return build_engine(model, self._config, self._build)
 
     def take(self) -> float:
         """The norm over all ranks since it was last taken."""

@@ -1,0 +1,161 @@
+"""The engine whose weights, gradients and optimizer are sharded over the workers: DeepSpeed ZeRO."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.encoders.precision import Precision, uses_bf16
+from recsys_ray.training.engine import BuildOptimizer
+from recsys_ray.training.optimizer import set_learning_rate
+
+_TAG = "engine"
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What DeepSpeed shards, and where it keeps it.
+
+    Attributes:
+        stage: 0 nothing, 1 the optimizer, 2 and gradients, 3 and parameters.
+        offload: Keep the optimizer's share in the memory of the CPU.
+        precision: bf16 holds weights and gradients in bfloat16, and in the optimizer a copy of the weights in fp32.
+        clip_norm: Largest gradient norm, None for any.
+    """
+
+    stage: int
+    precision: Precision = "fp32"
+    clip_norm: float | None = None
+    offload: bool = False
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) over the process group that is already there.
+
+    Args:
+        model: On the CPU or its device.
+        build_optimizer: Makes a torch optimizer over the model; what it holds is sharded from stage 1 on.
+        zero: What is sharded, and how.
+    """
+
+    def __init__(self, model: nn.Module, build_optimizer: BuildOptimizer, zero: Zero) -> None:
+        self._deepspeed = _import_deepspeed()
+        self._stage, self._bf16 = zero.stage, _bf16(zero.precision)
+        settings = deepspeed_settings(sum(parameter.numel() for parameter in model.parameters()), zero)
+        self._engine, *_ = self._deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
+        self._engine.train()
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """DeepSpeed's wrapper around the model."""
+        return cast(Callable[..., Any], self._engine)
+
+    @property
+    def device(self) -> torch.device:
+        """Where DeepSpeed has put the model."""
+        return torch.device(self._engine.device)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """DeepSpeed enters autocast in the forward pass only; the loss needs it too."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
+
+    def backward(self, loss: Tensor) -> None:
+        """DeepSpeed averages over the ranks; a mean of N times the loss is the sum."""
+        self._engine.backward(loss * dist.get_world_size())
+
+    def step(self, learning_rate: float) -> None:
+        """Clipping and zeroing are inside."""
+        set_learning_rate(self._engine.optimizer.param_groups, learning_rate)
+        self._engine.step()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model itself; at stage 3 each module's weights come together while it runs."""
+        self._engine.eval()
+        try:
+            with self.precision():
+                yield self._engine.module
+        finally:
+            self._engine.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model put together from the shards, in fp32."""
+        module = self._engine.module
+        if self._stage < 3:
+            return {name: _whole(tensor) for name, tensor in module.state_dict().items()}
+        # One module after the other: what is whole at once is a layer, not the model.
+        weights = {name: _whole(tensor) for name, tensor in module.named_buffers()}
+        for prefix, part in module.named_modules():
+            own = dict(part.named_parameters(prefix=prefix, recurse=False))
+            with self._deepspeed.zero.GatheredParameters(list(own.values())):
+                weights |= {name: _whole(tensor).clone() for name, tensor in own.items()}
+        return {name: weights[name] for name in module.state_dict()}
+
+    def save(self, directory: Path) -> None:
+        """Each rank writes its shards (`zero_pp_rank_*`), rank 0 the rest."""
+        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Read this rank's shards. DeepSpeed unpickles them: only checkpoints of one's own runs."""
+        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        if path is None:
+            raise ArtifactError(f"{directory} holds no DeepSpeed checkpoint of {dist.get_world_size()} workers")
+
+    @property
+    def elastic(self) -> bool:
+        """The shards are those of so many ranks."""
+        return False
+
+
+def deepspeed_settings(num_parameters: int, zero: Zero) -> dict[str, Any]:
+    """The configuration that DeepSpeed is given."""
+    sharding: dict[str, Any] = {"stage": zero.stage}
+    if zero.stage:
+        # The defaults hold buffers of 5e8 elements, and leave the parameters of a small model unsharded at stage 3.
+        sharding |= {"reduce_bucket_size": num_parameters, "allgather_bucket_size": num_parameters}
+    if zero.offload:
+        sharding["offload_optimizer"] = {"device": "cpu"}
+    if zero.stage == 3:
+        sharding |= {
+            "stage3_prefetch_bucket_size": num_parameters,
+            "stage3_max_live_parameters": num_parameters,
+            "stage3_param_persistence_threshold": 0,
+        }
+    bf16 = _bf16(zero.precision)
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # only counted with; the loss is normalised by the global batch
+        "zero_optimization": sharding,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": zero.clip_norm or 0.0,
+        "bf16": {"enabled": bf16},
+        # Features arrive in fp32 and meet weights in bfloat16.
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def _import_deepspeed() -> Any:
+    # DeepSpeed compiles one op for reductions in shared memory, once an environment.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    import deepspeed
+
+    return deepspeed
+
+
+def _bf16(precision: Precision) -> bool:
+    return uses_bf16(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """On the CPU, floating point numbers in fp32."""
+    tensor = tensor.detach().cpu()
+    return tensor.float() if tensor.is_floating_point() else tensor
