@@ -46,46 +46,50 @@ def demo() -> RunConfig:
 
 
 def gpu_small() -> RunConfig:
-    """One node with a GPU of 24 GB or a few: the text encoder is trained with the towers, pictures stay frozen.
+    """One node with a GPU of 24 GB or a few: text and image encoders are trained with the towers.
 
-    A step encodes as many texts as a GPU holds the activations of: see `recsys-ray plan --preset gpu_small`.
+    Gradient caching bounds what a step holds: see `recsys-ray plan --preset gpu_small`.
     """
     return override(
         cpu(),
         {
             "model.text.mode": "full",
             "model.text.max_tokens": 64,
+            "model.image.mode": "full",
+            "training.items_at_once": 128,
             "training.workers": 1,
             "training.gpus": 1,
             "training.cpus": 4,
             "training.precision": "bf16",
-            "training.batch_size": 32,
-            "training.max_history": 20,
-            "training.negatives": 256,
+            "training.batch_size": 128,
+            "training.max_history": 50,
+            "training.negatives": 2048,
             "training.learning_rate": 3e-4,
             "training.warmup": 0.05,
             "embedding.actors": 1,
             "embedding.gpus": 1,
+            "embedding.batch_size": 256,
         },
     )
 
 
 def gpu_large() -> RunConfig:
-    """Several nodes, 16 GPUs of 80 GB: text and image encoders trained with the towers, sharded by ZeRO-3.
+    """Several nodes, 16 GPUs of 80 GB: large text and image encoders, sharded by ZeRO-3, activations checkpointed.
 
-    Each worker does in a step what that of `gpu_small` does, and encodes pictures too.
+    Each worker does in a step what that of `gpu_small` does. Name the encoders: the packaged one for pictures, which
+    knows no checkpoints, is trained without.
     """
     small = gpu_small()
     workers = 16
     return override(
         small,
         {
-            "model.image.mode": "full",
+            "model.text.checkpointing": True,
             "training.engine": "deepspeed",
             "training.zero_stage": 3,
             "training.workers": workers,
             "training.batch_size": workers * small.training.batch_size,
-            "training.negatives": workers * 256,
+            "training.negatives": workers * 2048,
             "embedding.actors": workers,
         },
     )

@@ -9,6 +9,7 @@ from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.planning.memory import Need, Room, Sizes
 from recsys_ray.planning.stage_memory import plan_memory
+from recsys_ray.planning.training_memory import modalities, trained_modalities
 
 _HALVINGS = 10
 
@@ -89,21 +90,32 @@ def _kinds(config: RunConfig, sizes: Sizes, need: Need) -> Iterator[list[dict[st
 
 def _for_training(config: RunConfig, sizes: Sizes) -> Iterator[list[dict[str, Any]]]:
     training = config.training
+    yield from _for_activations(config)
     sharded = {"training.engine": "deepspeed", "training.average": None}
     if training.workers > 1 and training.zero_stage < 3:
         yield [{**sharded, "training.zero_stage": stage} for stage in range(training.zero_stage + 1, 4)]
-    if training.precision == "fp32":
-        yield [{"training.precision": "bf16"}]
+    if training.zero_stage and training.gpus and not training.offload:
+        yield [{"training.offload": True}]
     if training.workers:
         sizes_of = [training.workers * 2**power for power in range(1, 6)]
         yield [{"training.workers": count} for count in sizes_of if count <= training.batch_size] or [{}]
     yield _halved("training.batch_size", training.batch_size, max(training.workers, 1))
     negatives = sizes.items if training.negatives == "all" else training.negatives
     yield _halved("training.negatives", negatives)
-    for name in ("text", "image"):
-        one = getattr(config.model, name)
-        if one is not None:
-            yield [{f"model.{name}.mode": "frozen"}, {f"model.{name}": None}]
+    for name, one in modalities(config).items():
+        modes = ["lora", "frozen"] if one.mode == "full" else ["frozen"]
+        yield [*({f"model.{name}.mode": mode} for mode in modes), {f"model.{name}": None}]
+
+
+def _for_activations(config: RunConfig) -> Iterator[list[dict[str, Any]]]:
+    trained = trained_modalities(config)
+    for name, one in trained.items():
+        if not one.checkpointing:
+            yield [{f"model.{name}.checkpointing": True}]
+    if trained:
+        yield [{"training.items_at_once": count} for count in (1024, 512, 256, 128, 64, 32, 16)]
+    if config.training.precision == "fp32":
+        yield [{"training.precision": "bf16"}]
 
 
 def _halved(path: str, value: int, least: int = 1) -> list[dict[str, Any]]:

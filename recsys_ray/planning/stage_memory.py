@@ -29,7 +29,7 @@ def _features(config: RunConfig, sizes: Sizes) -> list[Need]:
     needs: list[Need] = []
     on: Kind = "gpu" if config.embedding.gpus else "host"
     for name, one in modalities(config).items():
-        if one.mode != "frozen":
+        if one.trained:
             continue
         shape = skeleton(one)
         # Nothing is saved for a backward pass: two layers' results live at a time.
@@ -50,7 +50,7 @@ def _embed(config: RunConfig, sizes: Sizes) -> list[Need]:
     held = count_parameters(config, sizes).held
     each, why = item_bytes(config, sizes)
     batch, width = config.embedding.batch_size, config.model.width
-    trained = [skeleton(one) for one in modalities(config).values() if one.mode != "frozen"]
+    trained = [skeleton(one) for one in modalities(config).values() if one.trained]
     live = batch * (each + sum(2 * one.layer_bytes for one in trained))
     lines: list[tuple[Kind, Line]] = [
         (on, Line("towers", 4 * held, f"4 B x {held:,}")),
@@ -193,7 +193,7 @@ def _evaluate(config: RunConfig, sizes: Sizes) -> list[Need]:
 
 def _serve(config: RunConfig, sizes: Sizes) -> list[Need]:
     held = count_parameters(config, sizes).held
-    backbones = sum(skeleton(one).parameters for one in modalities(config).values() if one.mode == "frozen")
+    backbones = sum(skeleton(one).parameters for one in modalities(config).values() if not one.trained)
     return needs_of(
         "serve",
         "replica",

@@ -1,10 +1,10 @@
 """Bytes of a training worker: parameters, gradients, optimizer, activations, and what stands beside them.
 
 What ZeRO shards over N workers is as in Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion
-Parameter Models", arXiv:1910.02054, section 5, for weights that stay in float32 under autocast, as both engines train:
+Parameter Models", arXiv:1910.02054, section 5, for weights that stay in float32 under autocast:
 a parameter is 4 bytes, its gradient 4, Adam's two moments 8. So a parameter takes 16 bytes unsharded, 8 + 8/N at stage
-1, 4 + 12/N at stage 2 and 16/N at stage 3. (With weights in bfloat16 and a float32 copy in the optimizer the same 16
-bytes are 4 + 12/N, 2 + 14/N and 16/N.)
+1, 4 + 12/N at stage 2 and 16/N at stage 3. DeepSpeed in bfloat16 holds weights and gradients at 2 bytes and a float32
+copy of the weights in the optimizer: the same 16 bytes, which become 4 + 12/N, 2 + 14/N and 16/N.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,9 @@ from recsys_ray.planning.memory import Kind, Line, Need, Sizes, needs_of
 from recsys_ray.planning.skeleton import Skeleton, skeleton
 from recsys_ray.training.loss import CHUNK_ELEMENTS, MIN_POSITIONS
 
-WEIGHT, GRADIENT, MOMENTS = 4, 4, 8  # bytes a parameter
+WEIGHT = 4  # bytes a parameter, and so below: weight, gradient, optimizer
+OPTIMIZER = "optimizer"
+_SINGLE, _MIXED = (4, 4, 8), (2, 2, 12)
 _EVENT_BYTES = 8 + 8 + 4  # row, time, weight
 _BLOCK_VALUES = 24  # numbers of D that a block of the user tower saves for a position, attention included
 
@@ -47,20 +49,25 @@ def modalities(config: RunConfig) -> dict[str, TextConfig | ImageConfig]:
 
 def trained_modalities(config: RunConfig) -> dict[str, TextConfig | ImageConfig]:
     """Those whose backbone is trained with the towers."""
-    return {name: one for name, one in modalities(config).items() if one.mode != "frozen"}
+    return {name: one for name, one in modalities(config).items() if one.trained}
 
 
 def count_parameters(config: RunConfig, sizes: Sizes) -> Parameters:
     """Parameters of the towers, and of the backbones that are trained with them."""
     own = sum(parameter.numel() for parameter in towers(config, sizes).parameters())
-    trained = {name: skeleton(one) for name, one in trained_modalities(config).items()}
+    chosen = trained_modalities(config).values()
+    trained = [skeleton(one) for one in chosen]
     if config.model.id is not None:
         # The content head reads features where the backbone is frozen, and D numbers where it is trained.
         dim = config.model.dim
-        own += sum((dim - one.features) * dim for one in trained.values())
-    return Parameters(
-        own + sum(one.parameters for one in trained.values()), own + sum(one.trained for one in trained.values())
-    )
+        own += sum((dim - one.features) * dim for one in trained)
+    adapters = [_adapters(one) for one in chosen]
+    learning = [skeleton(one).trained if one.mode == "full" else _adapters(one) for one in chosen]
+    return Parameters(own + sum(one.parameters for one in trained) + sum(adapters), own + sum(learning))
+
+
+def _adapters(one: TextConfig | ImageConfig) -> int:
+    return one.lora.rank * skeleton(one).linear_sides if one.mode == "lora" else 0
 
 
 def towers(config: RunConfig, sizes: Sizes) -> TwoTower:
@@ -83,21 +90,26 @@ def state_lines(config: RunConfig, parameters: Parameters) -> Iterator[Line]:
     workers, stage = max(training.workers, 1), training.zero_stage
     shared = [workers if stage >= least else 1 for least in (3, 2, 1)]
     held, trained = parameters.held, parameters.trained
+    mixed = training.engine == "deepspeed" and training.precision != "fp32"
+    weight, gradient, optimizer = _MIXED if mixed else _SINGLE
     for what, count, size, divisor in (
-        ("parameters", held, WEIGHT, shared[0]),
-        ("gradients", trained, GRADIENT, shared[1]),
-        ("optimizer", trained, MOMENTS, shared[2]),
+        ("parameters", held, weight, shared[0]),
+        ("gradients", trained, gradient, shared[1]),
+        (OPTIMIZER, trained, optimizer, shared[2]),
     ):
         by = f" / {divisor} workers (ZeRO-{stage})" if divisor > 1 else ""
         yield Line(what, count * size / divisor, f"{size} B x {count:,}{by}")
     if stage:
-        yield Line("ZeRO buckets", 4 * trained, f"4 B x {trained:,}: gradients on their way, at most all at once")
+        yield Line(
+            "ZeRO buckets",
+            gradient * trained,
+            f"{gradient} B x {trained:,}: gradients on their way, at most all at once",
+        )
     elif workers > 1:
         yield Line("gradient sum", 4 * trained, f"4 B x {trained:,}: one flat buffer")
     if training.averaging is not None:
         yield Line("average of weights", 4 * held, f"4 B x {held:,}, training.average")
-    yield Line("validation's copy", 4 * held, f"4 B x {held:,}: the model that is judged each epoch")
-    if training.precision != "fp32":
+    if training.precision != "fp32" and not mixed:
         yield Line("bf16 weights", 2 * trained, f"2 B x {trained:,}: autocast keeps what it rounded through a step")
 
 
@@ -118,8 +130,8 @@ def activation_lines(config: RunConfig, sizes: Sizes) -> Iterator[Line]:
     items, why = items_a_step(config, sizes)
     half = 2 if training.precision == "fp32" else 1  # saved bytes are counted in bfloat16; about double in float32
     for name, one in trained_modalities(config).items():
-        sizes_of = skeleton(one)
-        yield Line(f"{name} activations", *_activations(sizes_of, items, half))
+        at_once = min(items, training.items_at_once or items)
+        yield Line(f"{name} activations", *_activations(skeleton(one), at_once, half, one.checkpointing))
     workers = max(training.workers, 1)
     positions = -(-training.batch_size // workers) * min(
         training.max_history or config.model.user.history, sizes.events
@@ -139,8 +151,9 @@ def activation_lines(config: RunConfig, sizes: Sizes) -> Iterator[Line]:
     yield Line("item vectors", 6 * 4 * items * dim * members, f"{items:,} items ({why}) x {dim} x 6 x 4 B")
 
 
-def _activations(one: Skeleton, items: int, factor: int) -> tuple[float, str]:
-    each = factor * one.saved_bytes
+def _activations(one: Skeleton, items: int, factor: int, checkpointing: bool) -> tuple[float, str]:
+    # With checkpoints: what enters each layer, and all of the one layer that is made again.
+    each = factor * (one.kept_bytes + one.layer_bytes if checkpointing else one.saved_bytes)
     return items * each, f"{items:,} items x {each / 1e6:.1f} MB (counted on the architecture, no weights loaded)"
 
 
@@ -149,7 +162,7 @@ def item_bytes(config: RunConfig, sizes: Sizes) -> tuple[int, str]:
     parts = {}
     for name, one in modalities(config).items():
         shape = skeleton(one)
-        parts[name] = shape.input_bytes if one.mode != "frozen" else 4 * shape.features
+        parts[name] = shape.input_bytes if one.trained else 4 * shape.features
     parts |= {name: 4 * length for name, length in sizes.vectors}
     parts["id, attributes"] = 8 + 4 * sizes.numeric + (64 if sizes.tokens > 1 else 0)
     return sum(parts.values()), " + ".join(f"{count:,} {name}" for name, count in parts.items())
@@ -162,7 +175,7 @@ def train_needs(config: RunConfig, sizes: Sizes) -> list[Need]:
     each, why = item_bytes(config, sizes)
     step, _ = items_a_step(config, sizes)
     lines: list[tuple[Kind, Line]] = [
-        *((on, line) for line in state_lines(config, parameters)),
+        *((_place(line, config, on), line) for line in state_lines(config, parameters)),
         *((on, line) for line in activation_lines(config, sizes)),
         (on, Line("step's items", step * each, f"{step:,} items x {each:,} B")),
         ("host", Line("item inputs", sizes.items * each, f"{sizes.items:,} items x ({why}) B")),
@@ -173,3 +186,7 @@ def train_needs(config: RunConfig, sizes: Sizes) -> list[Need]:
             ("host", Line("weights on the way", 2 * WEIGHT * parameters.held, "read, and given back: 2 x 4 B"))
         )
     return needs_of("train", "worker", lines)
+
+
+def _place(line: Line, config: RunConfig, on: Kind) -> Kind:
+    return "host" if line.what == OPTIMIZER and config.training.offload else on

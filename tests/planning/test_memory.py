@@ -20,6 +20,7 @@ from recsys_ray.planning.training_memory import (
     state_lines,
 )
 from recsys_ray.presets import PRESETS
+from recsys_ray.training.backbones import prepare_backbones
 from recsys_ray.training.optimizer import build_adamw
 
 SIZES = Sizes(items=500, users=300, events=4000)
@@ -93,10 +94,20 @@ def test_the_user_tower_is_within_a_quarter(full):
 
 
 @pytest.mark.parametrize(
-    ("stage", "a_parameter"), [(0, 16), (1, 8 + 8 / 4), (2, 4 + 12 / 4), (3, 16 / 4)], ids=["plain", "1", "2", "3"]
+    ("precision", "stage", "a_parameter"),
+    [
+        ("fp32", 0, 16),
+        ("fp32", 1, 8 + 8 / 4),
+        ("fp32", 2, 4 + 12 / 4),
+        ("fp32", 3, 16 / 4),
+        ("bf16", 0, 16),
+        ("bf16", 1, 4 + 12 / 4),
+        ("bf16", 2, 2 + 14 / 4),
+        ("bf16", 3, 16 / 4),
+    ],
 )
-def test_zero_shards_as_the_paper_says(stage, a_parameter):
-    engine = {"training.engine": "deepspeed", "training.average": None} if stage else {}
+def test_zero_shards_as_the_paper_says(precision, stage, a_parameter):
+    engine = {"training.engine": "deepspeed", "training.average": None, "training.precision": precision}
     config = override(PRESETS["cpu"](), {**engine, "training.zero_stage": stage, "training.workers": 4})
     lines = lines_of(state_lines(config, Parameters(1000, 1000)))
     assert sum(lines[name] for name in ("parameters", "gradients", "optimizer")) == 1000 * a_parameter
@@ -136,3 +147,29 @@ def test_a_gpu_of_unknown_size_is_neither_enough_nor_too_small():
 def test_a_module_without_parameters_saves_its_input():
     x = torch.ones(10, requires_grad=True)
     assert saved_bytes(lambda: nn.functional.gelu(x).sum(), ()) == 40
+
+
+def test_adapters_are_those_that_peft_really_adds(full):
+    lora = override(full, {"model.text.mode": "lora", "model.image": None})
+    model = build(lora.model, Fields(), SIZES.items, {})
+    prepare_backbones(model)
+    counted = count_parameters(lora, SIZES)
+    assert counted.held == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
+    assert counted.trained == pytest.approx(sum(p.numel() for p in model.parameters() if p.requires_grad), rel=0.01)
+
+
+def test_gradient_caching_and_checkpoints_bound_what_a_backbone_keeps(full):
+    def activations(**changes):
+        return lines_of(activation_lines(override(full, changes), SIZES))["text activations"]
+
+    whole = activations()
+    assert activations(**{"training.items_at_once": 50}) == pytest.approx(whole / 10)
+    assert activations(**{"model.text.checkpointing": True}) < whole
+
+
+def test_offload_takes_the_optimizer_to_the_host():
+    changes = {"training.engine": "deepspeed", "training.zero_stage": 2, "training.gpus": 1, "training.average": None}
+    offload = override(PRESETS["cpu"](), {**changes, "training.offload": True})
+    kinds = {one.kind: lines_of(one.lines) for one in plan_memory(offload, SIZES) if one.stage == "train"}
+    assert "optimizer" in kinds["host"]
+    assert "optimizer" not in kinds["gpu"]
