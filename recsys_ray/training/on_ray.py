@@ -91,7 +91,8 @@ def _scaling(config: TrainingConfig) -> ScalingConfig:
     resources = {"CPU": float(config.cpus)}
     if config.gpus:
         resources["GPU"] = float(config.gpus)
-    return ScalingConfig(num_workers=config.workers, use_gpu=bool(config.gpus), resources_per_worker=resources)
+    workers: Any = config.workers if config.min_workers is None else (config.min_workers, config.workers)
+    return ScalingConfig(num_workers=workers, use_gpu=bool(config.gpus), resources_per_worker=resources)
 
 
 def _fit(trainer: TorchTrainer) -> Any:
