@@ -16,9 +16,11 @@ from typing import Any
 
 import optuna
 from optuna.trial import Trial
-from ray import tune
+from ray import PlacementGroupID, tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from recsys_ray.config import RunConfig
 from recsys_ray.core.artifacts import artifact_id, digest_files
@@ -178,9 +180,13 @@ def _run(
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(scheduler, ASHAScheduler):
         _recall(scheduler, study)
-    with connected(config.ray.address, config.ray.num_cpus):
+    # Ray Train frees the CPUs of a stopped trial by asking the dashboard whether its controller still lives.
+    dashboard = isinstance(scheduler, ASHAScheduler) and config.training.workers > 0
+    with connected(config.ray.address, config.ray.num_cpus, dashboard=dashboard) as cluster:
+        alone = cluster.private and concurrent == 1
+        trial = tune.with_parameters(_trial, base=config.model_dump(mode="json"), alone=alone)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, base=config.model_dump(mode="json")), _NO_CPU),
+            tune.with_resources(trial, _NO_CPU),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(study, space),
                 scheduler=scheduler,
@@ -206,8 +212,21 @@ def _recall(scheduler: ASHAScheduler, study: optuna.Study) -> None:
                 scheduler.on_trial_result(controller, told, {_EPOCH: epoch, _TOWERS: value})
 
 
-def _trial(changes: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+def _free_what_is_left() -> None:
+    """Give back the CPUs that a stopped trial's workers had; only where nobody else is in the cluster.
+
+    Ray Train's own cleaner cannot do it where there are several clusters on the machine: it does not know which is its.
+    """
+    own = get_current_placement_group()  # Ray Tune gives each trial one
+    for group, state in placement_group_table().items():
+        if state["state"] != "REMOVED" and (own is None or group != own.id.hex()):
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+
+def _trial(changes: Mapping[str, Any], base: Mapping[str, Any], alone: bool) -> None:
     """One whole run, in a process of its own; reports epochs of the first fold, then the fused validation metrics."""
+    if alone:
+        _free_what_is_left()
     config = override(RunConfig.parse(base), {**NO_EXTRAS, **changes})
     best = 0.0
 
