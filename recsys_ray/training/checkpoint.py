@@ -4,17 +4,38 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from recsys_ray.core.errors import ArtifactError
+from recsys_ray.core.errors import ArtifactError, TrainingError
 from recsys_ray.training.engine import Engine
 from recsys_ray.training.progress import Progress, TrainResult
+from recsys_ray.training.step import global_sum
 
 _PROGRESS = "progress.json"
 _WEIGHTS = "weights.safetensors"
 
 
 def save_checkpoint(directory: Path, engine: Engine, progress: Progress, place: tuple[int, int]) -> None:
-    """Write this rank's part into an existing directory; the parts of all ranks together are the checkpoint."""
+    """Write this rank's part into an existing directory; the parts of all ranks together are the checkpoint.
+
+    Raises:
+        TrainingError: On every rank, when one of them could not write.
+    """
+    try:
+        _write(directory, engine, progress, place)
+        problem = ""
+    # torch's writer and that of safetensors raise errors of their own where a disk is full.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        problem = str(error)
+    if float(global_sum(torch.tensor(float(bool(problem)), device=engine.device))):
+        raise TrainingError(
+            f"the checkpoint of step {progress.step} could not be written to {directory}"
+            f"{f': {problem}' if problem else ' by another worker'}. The last whole checkpoint stands: make room, then "
+            "run the same command again, and it goes on from there."
+        )
+
+
+def _write(directory: Path, engine: Engine, progress: Progress, place: tuple[int, int]) -> None:
     from safetensors.torch import save_file
 
     rank, world_size = place

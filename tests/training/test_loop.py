@@ -1,5 +1,6 @@
 import copy
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -193,6 +194,31 @@ def test_a_run_that_was_cut_within_an_epoch_trains_on_every_event_once(
     assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in undisturbed.weights.items())
     counts = np.bincount([event for _, event in ledger], minlength=len(data.train))
     assert (counts == config.epochs).all()
+
+
+@pytest.fixture
+def disk() -> Iterator[Callable[[int], None]]:
+    """Sets how large a file may get; writing on fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_a_run_with_its_last_checkpoint_in_place(
+    towers: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path, disk: Callable[[int], None]
+) -> None:
+    undisturbed = fit_in_process(copy.deepcopy(towers), data, settings())
+
+    def watch(record: EpochRecord) -> None:
+        if record.epoch == 2:
+            disk(1000)
+
+    with pytest.raises(TrainingError, match=r"checkpoint of step 18 could not be written to .*make room"):
+        fit_in_process(copy.deepcopy(towers), data, settings(), tmp_path, watch=watch)
+    disk(resource.RLIM_INFINITY)
+    resumed = fit_in_process(towers, data, settings(), tmp_path)
+    assert [record.loss for record in resumed.records] == [record.loss for record in undisturbed.records]
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in undisturbed.weights.items())
 
 
 def places_of(windows: Windows) -> list[int]:
