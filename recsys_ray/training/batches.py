@@ -63,6 +63,7 @@ class StepBatch:
         num_positions: Supervised positions of all ranks together.
         num_sequences: Sequences of all ranks together.
         pairs: What is aligned.
+        prefixes: Lengths of vectors with a loss of their own, beside the whole.
     """
 
     inputs: TrainBatch
@@ -73,6 +74,7 @@ class StepBatch:
     num_positions: int
     num_sequences: int
     pairs: Pairs
+    prefixes: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "StepBatch":
         """The same share on a device."""
@@ -85,6 +87,7 @@ class StepBatch:
             self.num_positions,
             self.num_sequences,
             self.pairs.to(device),
+            self.prefixes,
         )
 
 
@@ -133,7 +136,7 @@ class BatchMaker:
     Args:
         data: The run's data.
         max_history: Items in a history.
-        config: Batch size, event weights, seed.
+        config: Batch size, event weights, seed, items at once, prefixes.
         place: (rank, world size).
     """
 
@@ -141,7 +144,7 @@ class BatchMaker:
         self._data, self._max_history, self._batch_size = data, max_history, config.batch_size
         self._seed, (self._rank, self._world_size) = config.seed, place
         self._weights: FloatArray | None = data.train.weights if config.event_weights else None
-        self._items_at_once = config.items_at_once
+        self._items_at_once, self._prefixes = config.items_at_once, config.matryoshka
 
     def epoch(self, epoch: int) -> "Epoch":
         """The steps of one epoch, the same for the same seed and epoch.
@@ -187,6 +190,7 @@ class BatchMaker:
             num_positions=int(windows.lengths.sum()),
             num_sequences=len(windows),
             pairs=pairs,
+            prefixes=self._prefixes,
         )
 
 

@@ -34,6 +34,8 @@ class TrainingConfig(Config):
             has items, is every item once: the full softmax, the best where it can be afforded.
         negatives_popularity: Share of them drawn by popularity, the rest evenly; null is half, where any are drawn.
         max_history: A sequence is cut into windows of so many events; null takes what the user tower reads.
+        matryoshka: Lengths of prefixes of the vectors that are to be good vectors too: each has its own loss, and the
+            loss is the mean over them and the whole (Kusupati et al. 2022, arXiv:2205.13147). `index.dim` cuts to one.
         alignment: Weight in the loss of drawing an item's text and picture together (InfoNCE over items with both).
         alignment_items: How many such items a step aligns, over all workers.
         event_weights: Weigh each target by its event's weight.
@@ -67,6 +69,7 @@ class TrainingConfig(Config):
     negatives: int | Literal["all"] = 4096
     negatives_popularity: float | None = Field(None, ge=0, le=1)
     max_history: int | None = Field(None, ge=1)
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = ()
     alignment: float = Field(0.0, ge=0)
     alignment_items: int = Field(512, ge=2)
     event_weights: bool = False

@@ -118,6 +118,18 @@ def history_length(config: TrainingConfig, model: TwoTower) -> int:
     return config.max_history
 
 
+def require_prefixes(config: TrainingConfig, model: TwoTower) -> None:
+    """Refuse prefixes that this model's vectors do not have.
+
+    Raises:
+        ConfigError: When one is not shorter than the vectors, or there are several members, which stand side by side.
+    """
+    dim, members = model.config.dim, len(model.config.members)
+    if config.matryoshka and (members > 1 or max(config.matryoshka) >= dim):
+        allowed = f"lengths below model.dim = {dim}" if members == 1 else "() with several model.members"
+        raise ConfigError("training.matryoshka", config.matryoshka, allowed)
+
+
 class _Run:
     """What stays the same over the epochs."""
 
@@ -134,6 +146,7 @@ class _Run:
         self._engine, self._model, self._data, self._config, self._place = engine, model, data, config, place
         self._temperature = model.config.temperature
         history = history_length(config, model)
+        require_prefixes(config, model)
         self._maker = BatchMaker(data, history, config, place)
         popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
         self._sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)

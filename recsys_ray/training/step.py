@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,18 +52,23 @@ def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Te
     gathered = gather_with_gradient(negatives, len(batch.negative_rows))
     # Members learn apart. Their parts of unit vectors are shorter by the root of M, so a dot product by M.
     members = queries.shape[1]
-    losses = [
-        sampled_softmax(
-            *(queries[:, member], targets[:, member], batch.target_rows),
-            *(gathered[:, member], batch.negative_rows, batch.log_expected),
-            scale=(temperature / members, batch.weights),
-        )
-        for member in range(members)
-    ]
-    total: Tensor = torch.stack(losses).sum() / batch.num_positions + missed.sum() / len(batch.negative_rows)
+    vectors = [tuple(one[:, member] for one in (queries, targets, gathered)) for member in range(members)]
+    losses = [_softmax(batch, member, temperature / members) for member in vectors]
+    for length in batch.prefixes:
+        cut = tuple(F.normalize(one[:, :length].float(), dim=-1) for one in vectors[0])
+        losses.append(_softmax(batch, cut, temperature))
+    ranking = torch.stack(losses).sum() / (1 + len(batch.prefixes))
+    total: Tensor = ranking / batch.num_positions + missed.sum() / len(batch.negative_rows)
     if not batch.pairs.count:
         return total
     return total + batch.pairs.weight * alignment_loss(aligned, batch.pairs, temperature)
+
+
+def _softmax(batch: StepBatch, vectors: tuple[Tensor, ...], temperature: float) -> Float[Tensor, ""]:
+    """The loss of queries, their targets and the negatives of all ranks."""
+    queries, targets, negatives = vectors
+    positives, drawn = (queries, targets, batch.target_rows), (negatives, batch.negative_rows, batch.log_expected)
+    return sampled_softmax(*positives, *drawn, scale=(temperature, batch.weights))
 
 
 def global_sum(value: Tensor) -> Tensor:

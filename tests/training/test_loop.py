@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from recsys_ray.core.errors import ArtifactError, ConfigError, TrainingError
 from recsys_ray.core.schema import Fields
@@ -20,6 +21,7 @@ from recsys_ray.training.engine import Engine
 from recsys_ray.training.fit import build_engine, fit_in_process, run_rank
 from recsys_ray.training.loop import Hooks
 from recsys_ray.training.progress import EpochRecord
+from recsys_ray.training.validation import item_vectors, query_vectors
 
 Settings = Callable[..., TrainingConfig]
 
@@ -234,6 +236,31 @@ def test_user_attributes_are_trained_on_and_validated_with(
     tokens = np.random.default_rng(0).integers(1, 3, (30, 1))
     fit_in_process(model, replace(data, user_tokens=tokens), settings(epochs=1))
     assert (model.user_tower.members[0].attributes.weight[1:] != before[1:]).any(1).all()
+
+
+def test_prefixes_of_vectors_that_have_a_loss_rank_better_alone(
+    towers: TwoTower, data: TrainInput, settings: Settings
+) -> None:
+    def loss_of_prefix(**changes: Any) -> float:
+        """Mean cross-entropy over the whole catalogue, by the first four numbers, of the events trained on."""
+        model = copy.deepcopy(towers)
+        fit_in_process(model, data, settings(epochs=25, learning_rate=0.02, negatives="all", **changes))
+        assert data.validation is not None
+        with torch.no_grad():
+            items = item_vectors(model.eval(), data, torch.device("cpu"), (0, 1))
+            queries = query_vectors(model, items, data, data.validation)
+            cut = [F.normalize(vectors[:, :4], dim=-1) for vectors in (queries, items)]
+            targets = torch.from_numpy(data.validation.items.values)
+            return float(F.cross_entropy(cut[0] @ cut[1].T / 0.2, targets))
+
+    assert loss_of_prefix(matryoshka=(4, 8)) < loss_of_prefix() - 0.05
+
+
+def test_prefixes_are_shorter_than_the_vectors_of_one_member(
+    towers: TwoTower, data: TrainInput, settings: Settings
+) -> None:
+    with pytest.raises(ConfigError, match=r"training\.matryoshka.*below model\.dim = 16"):
+        fit_in_process(towers, data, settings(matryoshka=(16,)))
 
 
 def test_workers_need_ray(towers: TwoTower, data: TrainInput, settings: Settings) -> None:
