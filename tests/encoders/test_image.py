@@ -146,7 +146,7 @@ def test_the_posters_of_one_series_are_alike(shared_data: Path):
     rows = pq.read_table(shared_data / "ml1m" / "items.parquet").slice(0, 200).to_pylist()
     rows = [row for row in rows if row["image"]]
     paths = [str(shared_data / "ml1m" / row["image"]) for row in rows]
-    vectors = load_image_backbone("package:efficientnet_lite0", "bf16").encode(paths, 16)
+    vectors = load_image_backbone("package:efficientnet_lite0", "auto").encode(paths, 16)
     scores = vectors @ vectors.T
     np.fill_diagonal(scores, -1)
     nearest = np.argsort(-scores, axis=1)[:, :5]
