@@ -281,7 +281,7 @@ def test_packaged_text_model_feeds_towers_content_and_search(config, tmp_path):
 
 
 def test_validation_alone_is_what_the_report_says_and_leaves_no_report(config, result):
-    report = json.loads((Path(config.storage) / "report.json").read_text())["validation"]
+    report = result.require_report()["validation"]
     before = artifacts(Path(config.storage))
     found = validate(config)
     assert {name: found[name]["recall@10"] for name in found} == pytest.approx(

@@ -60,5 +60,5 @@ def test_a_member_without_any_modality_is_refused() -> None:
 
 
 def test_a_backbone_is_trained_by_one_member() -> None:
-    with pytest.raises(ConfigError, match="one member where text mode is full"):
+    with pytest.raises(ConfigError, match="one member where text is trained"):
         TwoTowerConfig.parse({"members": ["all", "content"], "text": {"mode": "full"}})
