@@ -11,6 +11,7 @@ FAISS ?= cpu
 DEMO_ARGS ?=
 SETS ?=
 INDEX_ARGS ?=
+TRAINING ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -25,7 +26,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 say = printf '==> %s\n' "$(1)"
 fail = { printf '\nFAILED: %s\n' "$(1)" >&2; exit 1; }
 
-.PHONY: help install demo check test bench bench-quality bench-index constraints clean
+.PHONY: help install demo check test bench bench-quality bench-index bench-training constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -65,6 +66,9 @@ bench-quality: $(INSTALLED) ## every channel and the fused list against the best
 
 bench-index: $(INSTALLED) ## the chosen index and filtered search against FlatIP, hnswlib and usearch; INDEX_ARGS="--items 1000000"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/bench_index.py $(INDEX_ARGS)
+
+bench-training: $(INSTALLED) ## loss, step, ZeRO, gradient caching, bf16 and Ray Train against their peers; TRAINING="loss zero" picks
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_training.py $(TRAINING)
 
 constraints: $(INSTALLED) ## write the versions now in .venv into clusters/constraints.txt
 	@{ grep '^#' $(CONSTRAINTS); \
