@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from recsys_ray.training.engine import BuildOptimizer
 from recsys_ray.training.optimizer import set_learning_rate
 
 _TAG = "engine"
+LONGEST_BUILD_S = 600
+"""A lock that is older was left behind: the op builds in under a minute."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,24 @@ def deepspeed_settings(num_parameters: int, zero: Zero) -> dict[str, Any]:
 def _import_deepspeed() -> Any:
     # DeepSpeed compiles one op for reductions in shared memory, once an environment.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    drop_stale_locks(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
     import deepspeed
 
     return deepspeed
+
+
+def drop_stale_locks(extensions: Path) -> None:
+    """Remove the locks of builds that were killed: torch waits for them without end.
+
+    Args:
+        extensions: torch's folder of compiled extensions, one sub-folder each.
+    """
+    for lock in extensions.glob("*/lock"):
+        try:
+            if time.time() - lock.stat().st_mtime > LONGEST_BUILD_S:
+                lock.unlink()
+        except FileNotFoundError:  # the build has just ended, or another worker was first
+            continue
 
 
 def _bf16(precision: Precision) -> bool:
