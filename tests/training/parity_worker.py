@@ -2,9 +2,9 @@
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
 gradient), "aligned" (texts and pictures drawn together), "aligneddeaf", "alignedzero3", "strided" (weights that do not
-lie row by row, as those of convolutions), "bf16", "zero0" ... "zero3", "bf16zero2", "adam0" ... "adam3", which keep a
-checkpoint of AdamW's state, or "resume2", "resume3": two epochs under ZeRO in one go, and cut after the first one and
-gone on from its checkpoint.
+lie row by row, as those of convolutions), "bf16", "zero0" ... "zero3", "bf16zero2", "offload2" (the optimizer's
+share on the CPU), "adam0" ... "adam3", which keep a checkpoint of AdamW's state, or "resume2", "resume3": two epochs
+under ZeRO in one go, and cut after the first one and gone on from its checkpoint.
 """
 
 import os
@@ -82,9 +82,8 @@ def build_engine(case: str) -> Engine:
     stage = int(case[-1])
     if case.startswith("adam"):
         return DeepSpeedEngine(model, lambda module: build_adamw(module, LEARNING_RATE, 0.1), Zero(stage))
-    return DeepSpeedEngine(
-        model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), Zero(stage, precision)
-    )
+    zero = Zero(stage, precision, offload=case.startswith("offload"))
+    return DeepSpeedEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), zero)
 
 
 class Recorded:

@@ -15,7 +15,7 @@ ZERO = ("zero0", "zero1", "zero2", "zero3")
 ADAM = ("adam0", "adam1", "adam2", "adam3")
 ALIGNED = ("aligned", "aligneddeaf", "alignedzero3")
 RESUMED = ("resume2", "resume3")
-TWO_WORKERS = ("plain", "deaf", *ALIGNED, "strided", "bf16", *ZERO, *ADAM, "bf16zero2", *RESUMED)
+TWO_WORKERS = ("plain", "deaf", *ALIGNED, "strided", "bf16", *ZERO, "offload2", *ADAM, "bf16zero2", *RESUMED)
 Read = Callable[[str], dict[str, np.ndarray]]
 
 
@@ -87,7 +87,7 @@ def test_pairs_are_aligned_over_all_workers(read: Read) -> None:
     assert largest(one["gradient"], deaf["gradient"]) > 1e-3
 
 
-@pytest.mark.parametrize("case", ZERO)
+@pytest.mark.parametrize("case", [*ZERO, "offload2"])
 def test_every_zero_stage_gives_the_losses_and_weights_of_one_worker(read: Read, case: str) -> None:
     one, sharded = read("plain_1"), read(f"{case}_2")
     assert largest(one["losses"], sharded["losses"]) < 1e-5
