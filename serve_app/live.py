@@ -168,7 +168,9 @@ class LiveRelease:
             self._failing = True
         except Exception:
             # The thread must outlive whatever is wrong with one change; the lag it then has stops the answers.
-            _log.exception("changes of items could not be applied")
+            if not self._failing:
+                _log.exception("changes of items could not be applied")
+            self._failing = True
 
 
 def _follow(held: "weakref.ref[LiveRelease]", poll_s: float) -> None:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -214,7 +213,7 @@ def test_unknown_stage_is_refused(config):
         run(config, until="deploy")
 
 
-def test_a_killed_run_goes_on(config, result, tmp_path):
+def test_a_killed_run_goes_on(config, result, tmp_path, wait_until):
     """SIGKILL right after the towers are trained; the same command finishes, with the undisturbed run's report."""
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(override(config, {"storage": str(tmp_path)})))
@@ -230,13 +229,6 @@ def test_a_killed_run_goes_on(config, result, tmp_path):
     assert kept.items() <= artifacts(tmp_path).items()
     mended = json.loads((tmp_path / "report.json").read_text())
     assert mended["metrics"] == result.require_report()["metrics"]
-
-
-def wait_until(condition, timeout_s: float = 120.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "gave up waiting"
-        time.sleep(0.05)
 
 
 def test_the_printed_configuration_is_a_configuration(config):

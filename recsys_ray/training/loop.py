@@ -171,9 +171,8 @@ class _Run:
             cut = progress.cut
             if time.perf_counter() - spoke > SAY_EVERY_S:
                 spoke = time.perf_counter()
-                self.say(
-                    f"epoch {progress.epochs + 1}: step {cut.steps} of {len(epoch)}, {cut.loss / cut.steps:.4f} loss"
-                )
+                loss = cut.loss / cut.steps
+                self.say(f"epoch {progress.epochs + 1}: step {cut.steps} of {len(epoch)}, loss {loss:.4f}")
             every = self._config.checkpoint_steps
             if every is not None and cut.steps % every == 0 and cut.steps < len(epoch):
                 self.keep_checkpoint(progress, None)

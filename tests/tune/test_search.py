@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -73,7 +72,7 @@ search(load_config(Path(sys.argv[1]), PRESETS["tiny"]()), space, trials=2, grace
 
 
 @pytest.mark.ray
-def test_a_killed_driver_goes_on(config, tmp_path):
+def test_a_killed_driver_goes_on(config, tmp_path, wait_until):
     """SIGKILL in the middle of the second trial's training; the same command ends the search."""
     storage, file = tmp_path / "storage", tmp_path / "run.yaml"
     changes = {"training.epochs": 12, "training.patience": None, "ray.num_cpus": 2}
@@ -102,13 +101,6 @@ def epochs_of(storage: Path, trial: int) -> int:
     journals = list(storage.glob(f"{FOLDER}/*/{JOURNAL}"))
     lines = journals[0].read_text().splitlines() if journals else []
     return sum(f'"trial_id":{trial},"step"' in line for line in lines)
-
-
-def wait_until(condition, timeout_s: float = 120.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "gave up waiting"
-        time.sleep(0.05)
 
 
 @pytest.mark.ray
