@@ -27,7 +27,7 @@ from recsys_ray.data.split import (
     PartArray,
 )
 
-__all__ = ["Dataset", "Fold", "Targets", "fold_of", "input_files", "load_dataset", "prepare"]
+__all__ = ["Dataset", "Fold", "Targets", "fold_of", "input_files", "load_dataset", "load_kinds", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,12 @@ def load_dataset(artifact: Artifact, pictures: Path | None = None) -> Dataset:
         events=events,
         folds=tuple(fold_of(events, column.to_numpy()) for column in parts.columns),
     )
+
+
+def load_kinds(artifact: Artifact) -> pa.DictionaryArray:
+    """(E,) the kind of each event of a dataset artifact, in the order of its `events`."""
+    column = pq.read_table(artifact.file(schema.EVENTS_FILE), columns=[schema.KIND], read_dictionary=[schema.KIND])
+    return column.column(schema.KIND).unify_dictionaries().combine_chunks()
 
 
 def fold_of(events: Events, part: PartArray) -> Fold:

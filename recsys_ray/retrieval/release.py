@@ -1,6 +1,6 @@
 """A loaded release answers without Ray: ``load_release(path).recommend(history=["1", "2"], k=20)``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from recsys_ray.core.ids import IdMap
 from recsys_ray.core.progress import say
 from recsys_ray.core.schema import Fields
 from recsys_ray.online.history import HISTORIES_FILE, LiveHistory, PublishedHistories, read_histories
+from recsys_ray.online.seen import ExcludeSeen
 from recsys_ray.retrieval.catalogue import Catalogue
+from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels.nearest import NearestChannel
 from recsys_ray.retrieval.explain import Source, explain
 from recsys_ray.retrieval.filters import Filter
 from recsys_ray.retrieval.fusion import Fused, Fusion, combine
+from recsys_ray.retrieval.past import past_of_items, past_of_user
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.release_files import (
     channel_names,
@@ -132,7 +135,7 @@ class Release:
         text: str | None = None,
         k: int = 20,
         *,
-        exclude_seen: bool = True,
+        exclude_seen: ExcludeSeen = True,
         filters: Filter | None = None,
         fields: Sequence[str] = (),
     ) -> list[Recommended]:
@@ -146,7 +149,8 @@ class Release:
             user_id: Instead of a history: a user the release knows.
             text: What the user asks for.
             k: How many.
-            exclude_seen: Whether items of the history are left out.
+            exclude_seen: Whether items of the history are left out; `Seen.within(days=30, kinds=["purchase"])` leaves
+                out those of a user's events that fit.
             filters: Conditions on catalogue fields, see `retrieval.filters`.
             fields: Catalogue fields to put into the answer.
 
@@ -215,7 +219,7 @@ class Release:
         user_id: str | None = None,
         text: str | None = None,
         *,
-        exclude_seen: bool = True,
+        exclude_seen: ExcludeSeen = True,
         filters: Filter | None = None,
         live: LiveHistory | None = None,
     ) -> Question:
@@ -225,18 +229,18 @@ class Release:
         _require_ids(history, user_id)
         live = live or LiveHistory()
         known_user = user_id is None or bool(live.events) or (user_id in self.histories and not live.erased)
-        ids = live.after(self.histories.get(user_id)) if user_id is not None else list(history or [])
-        rows = self.catalogue.history_rows(ids)
-        known = Ragged.of([rows[rows >= 0]])
+        if user_id is None:
+            past = past_of_items(history or (), self.catalogue, exclude_seen)
+        else:
+            past = past_of_user(user_id, self.histories, live, self.catalogue, exclude_seen)
         queries = Queries(
-            history=known,
-            exclude=known if exclude_seen else Ragged.empty(1),
+            history=Ragged.of([past.history]),
+            exclude=Ragged.of([past.exclude]),
             texts=(text or None,),
             user_tokens=self._user_tokens(None if live.erased else user_id),
             allowed=self.catalogue.allowed(filters) if filters else None,
         )
-        unknown = tuple(item for item, row in zip(ids, rows, strict=True) if row < 0)
-        return Question(queries, self._channels_for(queries), unknown, known_user)
+        return Question(queries, self._channels_for(queries), past.unknown_items, known_user)
 
     def ask(self, question: Question, k: int) -> Fused:
         """The k best fused candidates of the channels that the question concerns; all there are where k is larger."""
@@ -322,7 +326,7 @@ def load_release(path: str | Path) -> Release:
     """Verify and load a release.
 
     Args:
-        path: A release's directory, or the storage of a run: then its newest release.
+        path: A release's directory, or the storage of a run: then its active release, or its newest.
 
     Raises:
         ArtifactError: When there is none, a file is missing, changed or not readable.
@@ -330,12 +334,16 @@ def load_release(path: str | Path) -> Release:
         MissingExtraError: When its index needs FAISS and it is not installed.
     """
     artifact = open_release(path)
-    channels = {name: load_release_channel(artifact, name) for name in channel_names(artifact)}
+    return assemble(artifact, {name: load_release_channel(artifact, name) for name in channel_names(artifact)})
+
+
+def assemble(artifact: Artifact, channels: Mapping[str, Channel]) -> Release:
+    """A release of its loaded channels and what else is in its verified files; raises as `load_release`."""
     items = pq.read_table(artifact.file(schema.ITEMS_FILE)).combine_chunks()
-    fields = Fields.load(artifact.file(schema.FIELDS_FILE))
+    catalogue = Catalogue.of(items, Fields.load(artifact.file(schema.FIELDS_FILE)))
     return Release(
         artifact=artifact,
         retriever=Retriever(channels, load_encoders(artifact, channels), Fusion.load(artifact.file(FUSION_FILE))),
-        catalogue=Catalogue.of(items, fields),
-        histories=read_histories(artifact.file(HISTORIES_FILE)),
+        catalogue=catalogue,
+        histories=read_histories(artifact.file(HISTORIES_FILE), catalogue.item_ids),
     )

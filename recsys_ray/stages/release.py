@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_ray.core.artifacts import Artifact
+from recsys_ray.data.dataset import load_kinds
 from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.online.history import HISTORIES_FILE, write_histories
 from recsys_ray.retrieval.fusion import Fusion
@@ -16,7 +17,7 @@ from recsys_ray.stages.fitted import Fit, load_fitted
 from recsys_ray.stages.fusion import FUSION_FILE, exploring
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 1
+VERSION = 2
 KIND = "release"
 
 
@@ -46,7 +47,16 @@ def _parts(work: Work, data: Data, features: Features, served: Fit, fusion: Fusi
         if features.backbone_id(modality) in used
     )
     histories = scratch / HISTORIES_FILE
-    write_histories(histories, dataset.user_ids.ids, dataset.events.histories, dataset.item_ids, data.user_tokens)
+    events = dataset.events
+    write_histories(
+        histories,
+        dataset.user_ids.ids,
+        events.histories,
+        dataset.item_ids,
+        data.user_tokens,
+        times_us=events.timestamps if events.has_real_time else None,
+        kinds=load_kinds(data.artifact),
+    )
     return ReleaseParts(
         items=dataset.items,
         fields=dataset.fields,
