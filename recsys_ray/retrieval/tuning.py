@@ -60,8 +60,14 @@ class _Search:
     config: FusionConfig
 
     def run(self, fusion: Fusion) -> tuple[float, Fusion]:
-        """Weights at the first temperatures; then, channel by channel, temperatures that do better."""
-        best, fusion = self._weigh(fusion)
+        """Weights at the first temperatures; then, channel by channel, temperatures that do better.
+
+        The search looks at one weight at a time, so from all channels alike it may never get to where one of them is
+        nearly all (a list that is the same for everybody, in a catalogue with fashions): it starts from the best
+        single channel too, and no mixture that is chosen is behind it.
+        """
+        starts = (fusion, self._best_alone(fusion))
+        best, fusion = max((self._weigh(start) for start in starts), key=lambda pair: pair[0])
         for name in list(fusion.temperatures):
             for value in self.config.temperatures[name][1:]:
                 other = fusion.model_copy(update={"temperatures": {**fusion.temperatures, name: value}})
@@ -69,6 +75,13 @@ class _Search:
                 if score > best:
                     best, fusion = score, tried
         return best, fusion
+
+    def _best_alone(self, fusion: Fusion) -> Fusion:
+        """All weight on the channel that does best without the others."""
+        problem, names = problem_of(self.lists, self.targets, fusion), list(self.lists)
+        values = [problem.value(alone, self.config.objective) for alone in np.eye(len(names))]
+        best = names[int(np.argmax(values))]
+        return fusion.model_copy(update={"weights": {name: float(name == best) for name in names}})
 
     def _weigh(self, fusion: Fusion) -> tuple[float, Fusion]:
         """Coordinate search over the weights from where `fusion` stands."""

@@ -19,7 +19,7 @@ from recsys_ray.retrieval.tuning import tune
 from recsys_ray.stages.fitted import Fit, impersonal
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 6
+VERSION = 7
 FUSION_FILE = "fusion.json"
 WITHOUT_FOLDER = "without"
 
