@@ -45,8 +45,8 @@ def test_the_found_weights_beat_equal_ones_and_noise_counts_little(method: str) 
 
 
 def test_the_search_starts_from_the_best_single_channel_too() -> None:
-    """From all channels alike it stops below .81 here: no single weight, changed alone, does better."""
-    rng = np.random.default_rng(14)
+    """From all channels alike it stops at .865 here: no single weight, changed alone, does better."""
+    rng = np.random.default_rng(36)
     targets = Ragged.of([rng.choice(60, 3, replace=False) for _ in range(12)])
     lists = {}
     for place in range(5):
@@ -54,7 +54,7 @@ def test_the_search_starts_from_the_best_single_channel_too() -> None:
         scores[targets.row_of_value, targets.values] += 0.6 * rng.random(36).astype(np.float32)
         lists[f"channel {place}"] = top_k(scores, 40)
     found = tune(lists, targets, FusionConfig(method="reciprocal_rank", depth=40))
-    assert value(lists, targets, found) > 0.83
+    assert value(lists, targets, found) > 0.9
 
 
 def test_the_method_is_chosen_too() -> None:
