@@ -62,7 +62,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """A real Redis of the session's own, on a Unix socket: no port to collide with anybody."""
     binary = shutil.which("redis-server")
     if binary is None:
@@ -73,7 +73,14 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         with Redis(unix_socket_path=str(socket), retry=Retry(ConstantBackoff(0.02), 500)) as client:
             client.ping()
-        yield f"unix://{socket}"
+            yield client
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def redis_url(redis_server: Redis) -> str:
+    """The address of an empty database: whatever test came before, whichever session runs which files."""
+    redis_server.flushall()
+    return f"unix://{redis_server.get_connection_kwargs()['path']}"

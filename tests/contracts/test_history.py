@@ -21,7 +21,7 @@ _numbers = itertools.count()
 @pytest.fixture(params=["sqlite", "redis"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "redis":
-        return f"{request.getfixturevalue('redis_url')}?db={next(_numbers) % 16}"
+        return str(request.getfixturevalue("redis_url"))
     return f"sqlite:{tmp_path / 'state' / 'live.sqlite'}"
 
 

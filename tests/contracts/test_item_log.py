@@ -1,6 +1,5 @@
 """The laws of `online/item_log.py`, for every log."""
 
-import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,12 @@ import pytest
 from recsys_ray.online.item_log import ItemChange, ItemLog
 from recsys_ray.online.stores import open_item_log
 
-_numbers = itertools.count()
-
 
 @pytest.fixture(params=["sqlite", "redis"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of an empty log."""
     if request.param == "redis":
-        return f"{request.getfixturevalue('redis_url')}?db={next(_numbers)}"
+        return str(request.getfixturevalue("redis_url"))
     return f"sqlite:{tmp_path / 'live.sqlite'}"
 
 

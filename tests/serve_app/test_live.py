@@ -1,6 +1,5 @@
 """Events and changes of items over HTTP, with several replicas of one application in this process."""
 
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +18,12 @@ from serve_app.problems import ProblemDocument
 
 WITHIN_S = 1.0
 NEW = {"fields": {"title": "Zanzibar", "category": "ocean", "tags": ["red"], "price": 12.5}}
-_numbers = itertools.count()
 
 
 @pytest.fixture(params=["sqlite", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "redis":
-        return f"{request.getfixturevalue('redis_url')}?db={next(_numbers)}"
+        return str(request.getfixturevalue("redis_url"))
     return f"sqlite:{tmp_path / 'live.sqlite'}"
 
 
