@@ -21,28 +21,57 @@ from recsys_ray.retrieval.release_parts import (
     FrozenSpace,
     require_spaces,
 )
+from recsys_ray.retrieval.release_pointer import POINTER, read_pointer
 
 if TYPE_CHECKING:
     from recsys_ray.encoders.modality import Backbone
 
 
 def resolve_release(path: str | Path) -> Path:
-    """The directory of a release: the path itself, the release that a run's storage points to, else its newest one.
+    """The directory of a release: the path itself, or of a folder of releases or a run's storage the one to serve.
 
-    Links are followed, so that the answer stays the same release when the storage points to another one later.
+    That is the active release where one was ever activated, else the one that a run's storage points to, else the
+    newest. Links are followed, so that the answer stays the same release when the storage points to another one later.
 
     Raises:
         ArtifactError: When there is none.
     """
     path = Path(path)
-    for candidate in (path, path / KIND):
-        if (candidate / MANIFEST).is_file():
-            return candidate.resolve()
-    folder = path / KIND if (path / KIND).is_dir() else path
+    if (path / MANIFEST).is_file():
+        return path.resolve()
+    folder = releases_folder(path)
+    active = active_release(folder)
+    if active is not None:
+        return active
+    if (path / KIND / MANIFEST).is_file():
+        return (path / KIND).resolve()
     found = [open_artifact(inner.parent, KIND) for inner in folder.glob(f"[!.]*/{MANIFEST}")]
     if not found:
         raise ArtifactError(f"{path} holds no release: give a release's directory, or the storage of a finished run")
     return max(found, key=lambda artifact: (artifact.manifest.created_at, artifact.id)).path
+
+
+def releases_folder(path: str | Path) -> Path:
+    """Where releases lie beside each other: of a run's storage, of one of them, or the path itself."""
+    path = Path(path)
+    for release in (path, path / KIND):
+        if (release / MANIFEST).is_file():
+            return release.resolve().parent
+    return (path / KIND if (path / KIND).is_dir() else path).resolve()
+
+
+def active_release(folder: Path) -> Path | None:
+    """The directory of the release that a folder's pointer names; None where there is no pointer.
+
+    Raises:
+        ArtifactError: When the pointer cannot be read, or what it names is not there.
+    """
+    pointer = read_pointer(folder)
+    if pointer is None:
+        return None
+    if not (folder / pointer.id / MANIFEST).is_file():
+        raise ArtifactError(f"{folder / POINTER} names release {pointer.id}, which is not there: activate another one")
+    return folder / pointer.id
 
 
 def open_release(path: str | Path) -> Artifact:

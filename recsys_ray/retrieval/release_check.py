@@ -1,0 +1,148 @@
+"""Whether a release may be served, asked in a process of its own: a broken index file can end the one that loads it.
+
+``python -m recsys_ray.retrieval.release_check DIRECTORY REPORT`` writes a line of JSON a step, and the outcome last.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import recsys_ray
+from recsys_ray.core.artifacts import MANIFEST, Artifact, open_artifact, verify
+from recsys_ray.core.errors import ArtifactError, RecsysError
+from recsys_ray.index.faiss_index import FAISS_FILE, import_faiss
+from recsys_ray.retrieval.channels.files import CHANNEL_FILE
+from recsys_ray.retrieval.release import Release, assemble
+from recsys_ray.retrieval.release_files import channel_names, load_release_channel, resolve_release
+from recsys_ray.retrieval.release_parts import CHANNELS, KIND
+
+TIMEOUT_S = 900.0
+_STEP, _PASSED, _REFUSED = "step", "passed", "refused"
+_Say = Callable[[str, Any], None]
+
+
+@dataclass(frozen=True)
+class CheckedRelease:
+    """A release that passed.
+
+    Attributes:
+        id: Its id.
+        path: Its directory.
+        files: How many files were hashed.
+        num_bytes: Of those files.
+        items: In its catalogue.
+    """
+
+    id: str
+    path: Path
+    files: int
+    num_bytes: int
+    items: int
+
+
+def check_release(path: str | Path, timeout_s: float = TIMEOUT_S) -> CheckedRelease:
+    """Hash every file, load the whole release and ask its canary, in a child process.
+
+    Args:
+        path: As of `resolve_release`.
+        timeout_s: The longest that may take.
+
+    Raises:
+        ArtifactError: When the release does not pass, with the file or part and the reason.
+    """
+    directory = resolve_release(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.jsonl"
+        report.touch()
+        ended = _run_child(directory, report, timeout_s)
+        lines = [json.loads(line) for line in report.read_text().splitlines()]
+    outcome = lines[-1] if lines else {}
+    if _PASSED in outcome:
+        return CheckedRelease(**{**outcome[_PASSED], "path": directory})
+    step = next((line[_STEP] for line in reversed(lines) if _STEP in line), "starting")
+    reason = outcome.get(_REFUSED) or f"the process that loaded it {ended}"
+    raise ArtifactError(f"release {directory} is refused while {step}: {reason}")
+
+
+def _run_child(directory: Path, report: Path, timeout_s: float) -> str:
+    """How the child ended, for people."""
+    command = [sys.executable, "-P", "-m", __name__, str(directory), str(report)]
+    # The child finds this very package, also where it came with a Ray job and is not installed.
+    packages = [str(Path(recsys_ray.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))}
+    try:
+        child = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not end within {timeout_s:g} s"
+    if child.returncode < 0:
+        return f"was ended by {signal.Signals(-child.returncode).name}"
+    words = child.stderr.decode(errors="replace").strip().splitlines()
+    return f"ended with exit code {child.returncode}: {words[-1] if words else 'without a word'}"
+
+
+def _check(directory: Path, say: _Say) -> CheckedRelease:
+    """In the child: everything that serving will read, and then some."""
+    say(_STEP, "reading its manifest")
+    artifact = open_artifact(directory, KIND)
+    say(_STEP, "hashing its files")
+    verify(artifact)
+    _require_listed(artifact)
+    release = _load(artifact, say)
+    if len(release.item_ids) == 0:
+        raise ArtifactError("its catalogue has no item")
+    entries = artifact.manifest.files.values()
+    num_bytes = sum(entry.num_bytes for entry in entries)
+    return CheckedRelease(artifact.id, directory, len(entries), num_bytes, len(release.item_ids))
+
+
+def _require_listed(artifact: Artifact) -> None:
+    """Libraries read what they find in a folder: nothing may lie there that was not hashed."""
+    for path in sorted(artifact.path.rglob("*")):
+        name = path.relative_to(artifact.path).as_posix()
+        if path.is_symlink():
+            raise ArtifactError(f"{name!r} is a link")
+        if not path.is_dir() and name != MANIFEST and name not in artifact.manifest.files:
+            raise ArtifactError(f"file {name!r} is not in its manifest")
+
+
+def _load(artifact: Artifact, say: _Say) -> Release:
+    if any(Path(name).name == FAISS_FILE for name in artifact.manifest.files):
+        # No list in an index file is longer than the file: what claims to be would fill the memory first.
+        longest = max(entry.num_bytes for entry in artifact.manifest.files.values())
+        import_faiss().set_deserialization_vector_byte_limit(longest)
+    channels = {}
+    for name in channel_names(artifact):
+        say(_STEP, f"loading {CHANNELS}/{name}")
+        artifact.file(f"{CHANNELS}/{name}/{CHANNEL_FILE}")
+        channels[name] = load_release_channel(artifact, name)
+    say(_STEP, "loading towers, catalogue and histories")
+    return assemble(artifact, channels)
+
+
+def _main(directory: Path, report: Path) -> None:
+    with report.open("a", buffering=1) as stream:
+
+        def say(kind: str, value: Any) -> None:
+            stream.write(json.dumps({kind: value}) + "\n")
+
+        try:
+            checked = _check(directory, say)
+        except RecsysError as error:
+            say(_REFUSED, str(error))
+        except Exception as error:  # whatever a broken file makes a library raise
+            say(_REFUSED, f"{type(error).__name__}: {error}")
+        else:
+            say(_PASSED, {**asdict(checked), "path": str(checked.path)})
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

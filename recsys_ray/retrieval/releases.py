@@ -1,0 +1,131 @@
+"""The releases of a folder: which there are, which one is served, and moving between them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recsys_ray.core.artifacts import Artifact, open_artifact
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.retrieval.release_check import check_release
+from recsys_ray.retrieval.release_files import active_release, releases_folder
+from recsys_ray.retrieval.release_parts import KIND
+from recsys_ray.retrieval.release_pointer import Pointer, locked, now, read_pointer, write_pointer
+
+
+@dataclass(frozen=True)
+class ReleaseInfo:
+    """A line of the list.
+
+    Attributes:
+        id: Its id, which is the name of its directory.
+        path: Its directory.
+        created_at: When it was published, ISO 8601; empty when its manifest cannot be read.
+        items: In its catalogue.
+        fitted_on: The events it was fitted on, for people.
+        measured: The fused lists' metrics in its report.
+        num_bytes: Of its files.
+        active: Whether the pointer names it.
+        problem: Why its manifest cannot be read; None when it can.
+    """
+
+    id: str
+    path: Path
+    created_at: str = ""
+    items: int = 0
+    fitted_on: str = ""
+    measured: dict[str, Any] = field(default_factory=dict)
+    num_bytes: int = 0
+    active: bool = False
+    problem: str | None = None
+
+
+class Releases:
+    """The releases of one folder.
+
+    Args:
+        folder: It, the storage of a run, or one of its releases.
+
+    Attributes:
+        folder: Where the releases and their pointer are.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = releases_folder(folder)
+
+    def list(self) -> list[ReleaseInfo]:
+        """All of them, newest first; those whose manifest cannot be read come last."""
+        pointer = read_pointer(self.folder)
+        active = None if pointer is None else pointer.id
+        found = [self._info(name, name == active) for name in self._names()]
+        return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)
+
+    def active(self) -> Path | None:
+        """The directory of the active release; None where none was ever activated.
+
+        Raises:
+            ArtifactError: When the pointer cannot be read, or names what is not there.
+        """
+        return active_release(self.folder)
+
+    def find(self, release_id: str) -> Artifact:
+        """A release by its id.
+
+        Raises:
+            ArtifactError: When there is none, or its manifest cannot be read or is of another.
+        """
+        names = self._names()
+        if release_id not in names:
+            raise ArtifactError(f"{self.folder} has no release {release_id!r}; it has: {', '.join(names) or 'none'}")
+        artifact = open_artifact(self.folder / release_id, KIND)
+        if artifact.id != release_id:
+            raise ArtifactError(f"{artifact.path} holds release {artifact.id}")
+        return artifact
+
+    def activate(self, release_id: str) -> None:
+        """Make a release the one that is served, if it passes `check_release`.
+
+        Raises:
+            ArtifactError: When there is none or it does not pass; then what was active stays so.
+        """
+        with locked(self.folder):
+            check_release(self.find(release_id).path)
+            pointer = read_pointer(self.folder)
+            if pointer is None:
+                write_pointer(self.folder, Pointer(release_id, now()))
+            elif pointer.id != release_id:
+                write_pointer(self.folder, pointer.to(release_id))
+
+    def roll_back(self) -> str:
+        """Make the release before the active one active again, if it passes `check_release`; its id.
+
+        Raises:
+            ArtifactError: When there is none or it does not pass; then what was active stays so.
+        """
+        with locked(self.folder):
+            pointer = read_pointer(self.folder)
+            if pointer is None:
+                raise ArtifactError(f"{self.folder}: no release was ever activated: there is nothing to roll back to")
+            earlier = pointer.back()
+            check_release(self.find(earlier.id).path)
+            write_pointer(self.folder, earlier)
+            return earlier.id
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in self.folder.glob("[!.]*") if path.is_dir()))
+
+    def _info(self, name: str, active: bool) -> ReleaseInfo:
+        try:
+            artifact = self.find(name)
+        except ArtifactError as error:
+            return ReleaseInfo(name, self.folder / name, active=active, problem=str(error))
+        manifest, summary = artifact.manifest, artifact.summary
+        return ReleaseInfo(
+            id=name,
+            path=artifact.path,
+            created_at=manifest.created_at,
+            items=int(summary.get("items", 0)),
+            fitted_on=str(summary.get("fitted_on", "")),
+            measured=dict(summary.get("measured", {})),
+            num_bytes=sum(entry.num_bytes for entry in manifest.files.values()),
+            active=active,
+        )
