@@ -115,8 +115,8 @@ class PastEvents:
         if seen.since_us is not None:
             fitting &= _present("within_days", self.times_us, "dates") >= seen.since_us
         if seen.kinds is not None:
-            places = [place for place, name in enumerate(self.kind_names) if name in seen.kinds]
-            fitting &= np.isin(_present("kinds", self.kinds, "kinds"), places)
+            wanted = np.array([name in seen.kinds for name in self.kind_names], np.bool_)
+            fitting &= wanted[_present("kinds", self.kinds, "kinds")]
         return fitting
 
 
@@ -154,7 +154,7 @@ class PublishedHistories:
         return user_id in self.user_ids
 
 
-def write_histories(  # noqa: PLR0913 (columns of one table)
+def write_histories(
     path: Path,
     user_ids: Sequence[str],
     histories: Ragged,

@@ -105,7 +105,7 @@ def test_histories_of_ten_thousand_events(tmp_path: Path) -> None:
 
 
 def test_a_history_that_comes_with_the_question_has_neither_times_nor_kinds() -> None:
-    with pytest.raises(ConfigError, match="exclude_seen.*true or false without a user_id"):
+    with pytest.raises(ConfigError, match=r"exclude_seen.*true or false without a user_id"):
         past_of_items(["i1"], CATALOGUE, Seen.within(days=1))
     past = past_of_items(["i1", "nope", "i3"], CATALOGUE, True)
     assert (past.history.tolist(), past.exclude.tolist(), past.unknown_items) == ([1, 3], [1, 3], ("nope",))

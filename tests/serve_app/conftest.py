@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from fastapi import FastAPI
@@ -73,7 +74,9 @@ def _parts(dataset: Dataset, root: Path) -> ReleaseParts:
     users = [*dataset.user_ids.ids, NEWCOMER]
     events = dataset.events.histories
     with_newcomer = Ragged(events.values, np.append(events.offsets, events.offsets[-1]))
-    write_histories(histories, users, with_newcomer, dataset.item_ids)
+    kinds = pa.array([("view", "view", "purchase")[place % 3] for place in range(len(dataset.events))])
+    times_us = dataset.events.timestamps
+    write_histories(histories, users, with_newcomer, dataset.item_ids, times_us=times_us, kinds=kinds)
     return ReleaseParts(
         items=dataset.items,
         fields=dataset.fields,
