@@ -63,7 +63,7 @@ def past_of_user(
         return Past(history, history if exclude_seen else _NOTHING, unknown)
     counted = np.array([_counts(event.timestamp_us, event.kind, exclude_seen) for event in live.events], np.bool_)
     exclude = np.concatenate([old[published.fits(exclude_seen)], rows[counted & (rows >= 0)]])
-    return Past(history, np.unique(exclude), unknown)
+    return Past(history, exclude, unknown)
 
 
 def _known(item_ids: Sequence[str], catalogue: Catalogue) -> tuple[IntArray, tuple[str, ...]]:
