@@ -8,7 +8,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.concurrency import AdaptiveLimit
 from serve_app.config import Limits
+from serve_app.headers import waited_s
 from serve_app.metrics import Metrics
 from serve_app.problems import Problem, problem_response
 
@@ -17,9 +19,10 @@ _ALWAYS_ADMITTED = ("/livez", "/readyz", "/metrics")
 
 
 class Admission:
-    """ASGI middleware. It answers 429 itself, so that a refusal costs next to nothing.
+    """ASGI middleware. It answers 429 itself, before the body is read, so that a refusal costs next to nothing.
 
-    It leaves in ``scope["state"]``: `request_id` and `arrived` (`time.perf_counter`).
+    It leaves in ``scope["state"]``: `request_id` and `arrived` (`time.perf_counter`; where a proxy in front says when
+    the request came to it, that time).
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, release: str, metrics: Metrics) -> None:
@@ -28,6 +31,9 @@ class Admission:
         self._release = release
         self._metrics = metrics
         self._in_flight = 0
+        self._most = AdaptiveLimit(limits.max_in_flight, limits.deadline_ms / 1e3)
+        metrics.watch("recsys_in_flight", lambda: self._in_flight)
+        metrics.watch("recsys_in_flight_limit", lambda: self._most.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit one request, or answer 429."""
@@ -36,7 +42,8 @@ class Admission:
             return
         sent_id = _sent_request_id(scope)
         request_id = sent_id or uuid.uuid4().hex
-        arrived = time.perf_counter()
+        seen = time.perf_counter()
+        arrived = seen - waited_s(scope["headers"], time.time(), self._limits.max_deadline_ms / 1e3)
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state.update(request_id=request_id, arrived=arrived)
         status = 500
@@ -51,18 +58,27 @@ class Admission:
                     headers.append((b"x-request-id", request_id.encode()))
             await send(message)
 
-        self._in_flight += 1
         try:
-            if self._in_flight > self._limits.max_in_flight and scope["path"] not in _ALWAYS_ADMITTED:
+            if scope["path"] in _ALWAYS_ADMITTED:
+                await self._app(scope, receive, send_marked)
+            elif self._in_flight >= self._most.limit:
                 await problem_response(self._overloaded(), request_id, self._release)(scope, receive, send_marked)
             else:
-                await self._app(scope, receive, send_marked)
+                await self._admitted(scope, receive, send_marked, seen)
         finally:
-            self._in_flight -= 1
             self._metrics.observe(_route(scope), status, time.perf_counter() - arrived)
 
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send, seen: float) -> None:
+        self._in_flight += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            now = time.perf_counter()
+            self._most.observe(now - seen, self._in_flight, now)
+            self._in_flight -= 1
+
     def _overloaded(self) -> Problem:
-        detail = f"This replica already works on {self._limits.max_in_flight} requests. Ask again later."
+        detail = f"This replica already works on {self._most.limit} requests. Ask again later."
         return Problem(429, detail, headers={"Retry-After": str(self._limits.retry_after_s)})
 
 

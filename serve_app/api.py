@@ -18,7 +18,8 @@ class Request(BaseModel):
         k: How many items to answer with.
         filters: What items may come back, by their catalogue fields, e.g. ``{"op": "equals", "field": "brand", "value":
             "acme"}``; docs/filters.md has the language.
-        deadline_ms: Answer within this time or say 408; channels that would be late are left out.
+        deadline_ms: Answer within this time or say 408; channels that would be late are left out. By default that of
+            the header `X-Deadline-Ms`, else the application's.
         explain: Add the rank and score that each channel gave an item.
         fields: Catalogue fields to return with each item.
     """
@@ -223,6 +224,8 @@ class StatusAnswer(Envelope):
 
     Attributes:
         channels: Names of the channels.
+        fallback: The channel that answers when no other does; null: none.
+        circuits: Stage to "closed" (all is well), "open" (failed too often, left out) or "half_open" (being tried).
         spaces: Ids of the vector spaces that questions are encoded in.
         fields: Catalogue fields that can be shown and filtered by.
         counts: Items, and users with a history.
@@ -231,6 +234,8 @@ class StatusAnswer(Envelope):
 
     topology: str
     channels: list[str]
+    fallback: str | None
+    circuits: dict[str, str]
     spaces: list[str]
     fields: list[str]
     counts: dict[str, int]

@@ -17,7 +17,8 @@ class Limits(Config):
         max_text_chars: The longest query text.
         deadline_ms: The deadline of requests that set none.
         max_deadline_ms: The longest deadline a request may set.
-        max_in_flight: Requests a gateway replica works on at a time; more are answered 429 at once.
+        max_in_flight: Requests a gateway replica works on at a time; more are answered 429 at once. It takes fewer
+            while answers take longer than half of `deadline_ms`.
         max_events: The most events one request may bring.
         retry_after_s: What a refused client is told to wait.
     """
@@ -31,6 +32,22 @@ class Limits(Config):
     max_in_flight: int = Field(64, ge=1)
     max_events: int = Field(1000, ge=1)
     retry_after_s: int = Field(1, ge=1)
+
+
+class Breaker(Config):
+    """When a stage (encoder, channel, histories) that keeps failing is left alone.
+
+    Attributes:
+        failures: So many failures in a row open its circuit: it is left out at once and named in `degraded`.
+        pause_s: After so long one request tries it again; each try that fails doubles the pause.
+        max_pause_s: It grows no longer than this.
+        min_timeout_ms: A stage that was given less time than this and was late says nothing: the client was in a hurry.
+    """
+
+    failures: int = Field(5, ge=1)
+    pause_s: float = Field(1.0, gt=0)
+    max_pause_s: float = Field(30.0, gt=0)
+    min_timeout_ms: int = Field(100, ge=1)
 
 
 class Live(Config):
@@ -61,8 +78,8 @@ class Scale(Config):
         replicas: Number of replicas.
         num_cpus: Logical CPUs a replica reserves; the threads it computes with are always one.
         num_gpus: GPUs a replica reserves.
-        max_ongoing_requests: Requests a replica takes at a time; Ray Serve queues what comes beyond.
-        max_queued_requests: Requests that may wait; more are refused.
+        max_ongoing_requests: Requests a replica takes at a time; Ray Serve queues what comes beyond, unseen by us.
+        max_queued_requests: Requests that may wait there; more are refused by Ray Serve.
     """
 
     replicas: int = Field(1, ge=1)
@@ -80,6 +97,10 @@ class ServeConfig(Config):
         topology: "collapsed" runs all stages inside the gateway's replicas (lowest latency); "composed" runs the
             encoder and each channel as deployments of their own, scaled on their own. The answers are equal.
         limits: What a request may ask for.
+        breaker: When a stage that keeps failing is left out.
+        fallback: The channel that the gateway asks of its own copy when it did not answer in time, so that there is an
+            answer when no other channel gives one: one that reads nothing of the question, like popularity. "auto" is
+            the release's first such channel, if any; null: none.
         live: Histories and changes of items.
         gateway: Scale of the HTTP ingress.
         encoder: Scale of the query encoder (composed).
@@ -90,8 +111,10 @@ class ServeConfig(Config):
     release: str
     topology: Literal["collapsed", "composed"] = "collapsed"
     limits: Limits = Limits()
+    breaker: Breaker = Breaker()
+    fallback: str | None = "auto"
     live: Live = Live()
-    gateway: Scale = Scale()
+    gateway: Scale = Scale(max_ongoing_requests=1024, max_queued_requests=1024)
     encoder: Scale = Scale()
     channel: Scale = Scale(num_cpus=0.25)
     channels: dict[str, Scale] = Field(default_factory=dict)

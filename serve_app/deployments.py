@@ -11,7 +11,7 @@ from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.release import load_release, load_release_channel, open_release
 from serve_app.calls import across, in_process
 from serve_app.config import ServeConfig
-from serve_app.engine import Encode, Engine, Retrieve
+from serve_app.engine import Encode, Engine, Fallback, Retrieve, fallback_name
 from serve_app.histories import Histories
 from serve_app.items import Items
 from serve_app.live import LiveRelease, open_live, open_stores
@@ -36,9 +36,9 @@ class Encoder:
 
         self._encode = in_process(encode)
 
-    async def encode(self, queries: Queries) -> dict[str, FloatArray]:
-        """Query vectors by space, (B, D) each."""
-        return (await self._encode(queries)).vectors
+    async def encode(self, queries: Queries, timeout_s: float) -> dict[str, FloatArray]:
+        """Query vectors by space, (B, D) each; TimeoutError where the work could not begin in time."""
+        return (await self._encode(timeout_s, queries)).vectors
 
 
 class ChannelWorker:
@@ -52,9 +52,9 @@ class ChannelWorker:
     def __init__(self, served: ServeConfig | LiveRelease, name: str) -> None:
         self._retrieve = in_process(_retrieving(served, name))
 
-    async def retrieve(self, queries: Queries, k: int) -> Candidates:
-        """The channel's k best candidates of each query."""
-        return await self._retrieve(queries, k)
+    async def retrieve(self, queries: Queries, k: int, timeout_s: float) -> Candidates:
+        """The channel's k best candidates of each query; TimeoutError where the work could not begin in time."""
+        return await self._retrieve(timeout_s, queries, k)
 
 
 class Gateway:
@@ -80,13 +80,31 @@ class Gateway:
         else:
             encode = across(encoder.encode)
             retrieve = {name: across(handle.retrieve) for name, handle in channels.items()}
-        engine = Engine(encode, retrieve, lambda lists: live.current.catalogue.only_present(lists))
-        service = Service(live, engine, Histories(stores.histories, config.limits.retry_after_s), config)
+        engine = Engine(
+            encode,
+            retrieve,
+            lambda lists: live.current.catalogue.only_present(lists),
+            config.breaker,
+            _fallback(live, config.fallback),
+        )
+        histories = Histories(stores.histories, config.limits.retry_after_s, config.breaker)
+        service = Service(live, engine, histories, config)
         items = Items(live, stores.items, config.limits.retry_after_s)
         self._api = create_api(service, items, config.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name by which Ray Serve asks for the application
         return self._api
+
+
+def _fallback(live: LiveRelease, setting: str | None) -> Fallback | None:
+    name = fallback_name(setting, live.current.retriever.channels)
+    if name is None:
+        return None
+
+    def retrieve(queries: Queries, k: int) -> Candidates:
+        return live.current.retriever.channels[name].retrieve(live.known(queries), k)
+
+    return Fallback(name, retrieve)
 
 
 def _retrieving(served: ServeConfig | LiveRelease, name: str) -> Callable[[Queries, int], Candidates]:

@@ -5,15 +5,18 @@ import logging
 import time
 from collections.abc import Sequence
 
+from recsys_ray.core.config import override
 from recsys_ray.core.errors import StoreError
 from recsys_ray.online.history import Event, HistoryStore, LiveHistory
 from serve_app.calls import in_process
-from serve_app.engine import Deadline, Trace
+from serve_app.circuit import Circuit
+from serve_app.config import Breaker
+from serve_app.deadline import Deadline
+from serve_app.engine import Trace
 from serve_app.problems import Problem
 
 HISTORIES = "histories"
 _DEADLINE_SHARE = 0.3
-_PAUSE_S = 1.0  # a store that failed is left alone for so long, so that not every request waits for it to fail again
 
 _log = logging.getLogger(__name__)
 
@@ -24,34 +27,41 @@ class Histories:
     Args:
         store: None: there are no live histories.
         retry_after_s: What a refused writer is told to wait.
+        breaker: Its pauses. One failure is enough here, so that not every request waits for the store to fail again.
     """
 
-    def __init__(self, store: HistoryStore | None, retry_after_s: int) -> None:
+    def __init__(self, store: HistoryStore | None, retry_after_s: int, breaker: Breaker) -> None:
         self._store = store
         self._retry_after_s = retry_after_s
         self._read = None if store is None else in_process(store.get)
-        self._paused_until = 0.0
+        self.circuit = Circuit(override(breaker, {"failures": 1}))
 
     async def of(self, user_id: str, deadline: Deadline, trace: Trace) -> LiveHistory:
         """What is known of the user; nothing, named in the trace, when the store does not answer."""
         if self._read is None:
             return LiveHistory()
-        if time.monotonic() < self._paused_until:
+        timeout_s = deadline.share(_DEADLINE_SHARE).remaining_s
+        ticket = self.circuit.enter(time.monotonic())
+        if ticket is None:
             trace.failed.append(HISTORIES)
             return LiveHistory()
         start = time.perf_counter()
         try:
-            async with asyncio.timeout(deadline.share(_DEADLINE_SHARE).remaining_s):
-                return await self._read(user_id)
+            async with asyncio.timeout(timeout_s):
+                found = await self._read(timeout_s, user_id)
         except TimeoutError:
             trace.late.append(HISTORIES)
+            self.circuit.late(ticket, timeout_s, time.monotonic())
+            return LiveHistory()
         except StoreError as error:
             _log.warning("histories cannot be read: %s", error)
             trace.failed.append(HISTORIES)
+            self.circuit.leave(ticket, False, time.monotonic())
+            return LiveHistory()
         finally:
             trace.timings_ms[HISTORIES] = round((time.perf_counter() - start) * 1e3, 3)
-        self._paused_until = time.monotonic() + _PAUSE_S
-        return LiveHistory()
+        self.circuit.leave(ticket, True, time.monotonic())
+        return found
 
     async def append(self, events: Sequence[tuple[str, Event]]) -> None:
         """Write events.

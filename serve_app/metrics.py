@@ -1,7 +1,7 @@
 """Counters of one gateway replica, in the Prometheus text format."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -18,10 +18,15 @@ class Metrics:
         self._within: Counter[tuple[str, float]] = Counter()
         self._degraded: Counter[str] = Counter()
         self._gauges: dict[str, Callable[[], float]] = {}
+        self._labelled: dict[tuple[str, str], Callable[[], Mapping[str, float]]] = {}
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
         """Show a value as it is when the metrics are read."""
         self._gauges[name] = read
+
+    def watch_each(self, name: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """Show a value for each value of a label, as they are when the metrics are read."""
+        self._labelled[name, label] = read
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -50,6 +55,9 @@ class Metrics:
         lines += [f'recsys_degraded_total{{stage="{name}"}} {count}' for name, count in sorted(self._degraded.items())]
         for name, read in self._gauges.items():
             lines += [f"# TYPE {name} gauge", f"{name} {read():.6f}"]
+        for (name, label), read_each in self._labelled.items():
+            lines.append(f"# TYPE {name} gauge")
+            lines += [f'{name}{{{label}="{one}"}} {value:.6f}' for one, value in read_each().items()]
         return "\n".join(lines) + "\n"
 
     def _histogram(self, route: str) -> list[str]:

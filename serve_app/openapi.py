@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from serve_app import api
 from serve_app.config import Limits
+from serve_app.headers import DEADLINE_HEADER
 from serve_app.problems import ProblemDocument
 
 _REF = "#/components/schemas/{model}"
@@ -26,6 +27,17 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
     """The `openapi_extra` of a route that takes a body."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def asks(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
+    """The `openapi_extra` of a route that answers a question: a body, and a deadline in a header."""
+    header = {
+        "name": DEADLINE_HEADER,
+        "in": "header",
+        "description": "Answer within so many milliseconds or say 408; `deadline_ms` of the body comes first.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": limits.max_deadline_ms},
+    }
+    return {**takes(model), "parameters": [header]}
 
 
 def describe_bodies(app: FastAPI, limits: Limits) -> None:

@@ -14,9 +14,10 @@ from serve_app import api
 from serve_app.admission import Admission
 from serve_app.bodies import read_body
 from serve_app.config import Limits
+from serve_app.headers import DEADLINE_HEADER, sent_deadline_ms
 from serve_app.items import Items
 from serve_app.metrics import Metrics
-from serve_app.openapi import describe_bodies, takes
+from serve_app.openapi import asks, describe_bodies, takes
 from serve_app.problems import Problem, documented, problem_response
 from serve_app.service import Ask, Service
 
@@ -62,23 +63,27 @@ def _add_questions(app: FastAPI, service: Service, limits: Limits, metrics: Metr
         metrics.observe_degraded(document["degraded"])
         return _json(document)
 
-    @app.post("/v1/recommend", response_model=None, responses=answers, openapi_extra=takes(api.RecommendRequest))
+    def ask(request: Request) -> Ask:
+        sent = sent_deadline_ms(request.headers.get(DEADLINE_HEADER), limits)
+        return Ask(request.state.request_id, request.state.arrived, sent)
+
+    @app.post("/v1/recommend", response_model=None, responses=answers, openapi_extra=asks(api.RecommendRequest, limits))
     async def recommend(request: Request) -> Response:
         """Items for a user, a history, a text, or a history and a text."""
         body = await read_body(request, api.RecommendRequest, limits)
-        return answered(await service.recommend(body, _ask(request)))
+        return answered(await service.recommend(body, ask(request)))
 
-    @app.post("/v1/similar", response_model=None, responses=answers, openapi_extra=takes(api.SimilarRequest))
+    @app.post("/v1/similar", response_model=None, responses=answers, openapi_extra=asks(api.SimilarRequest, limits))
     async def similar(request: Request) -> Response:
         """Items like one item."""
         body = await read_body(request, api.SimilarRequest, limits)
-        return answered(await service.similar(body, _ask(request)))
+        return answered(await service.similar(body, ask(request)))
 
-    @app.post("/v1/search", response_model=None, responses=answers, openapi_extra=takes(api.SearchRequest))
+    @app.post("/v1/search", response_model=None, responses=answers, openapi_extra=asks(api.SearchRequest, limits))
     async def search(request: Request) -> Response:
         """Items for a text."""
         body = await read_body(request, api.SearchRequest, limits)
-        return answered(await service.search(body, _ask(request)))
+        return answered(await service.search(body, ask(request)))
 
 
 def _add_lookups(app: FastAPI, service: Service) -> None:

@@ -18,9 +18,11 @@ from recsys_ray.retrieval.explain import Source
 from recsys_ray.retrieval.fusion import Fused
 from recsys_ray.retrieval.release import Question, Recommended, Release
 from serve_app import api
+from serve_app.circuit import Circuit
 from serve_app.config import ServeConfig
-from serve_app.engine import AllChannelsFailed, Deadline, DeadlinePassed, Engine, Trace
-from serve_app.histories import Histories
+from serve_app.deadline import Deadline
+from serve_app.engine import AllChannelsFailed, DeadlinePassed, Engine, Trace
+from serve_app.histories import HISTORIES, Histories
 from serve_app.live import LiveRelease
 from serve_app.metrics import Metrics
 from serve_app.problems import Problem
@@ -37,10 +39,12 @@ class Ask:
     Attributes:
         request_id: Its id.
         arrived: When it came, in `time.perf_counter` seconds.
+        deadline_ms: The deadline that its headers set, for a body that sets none.
     """
 
     request_id: str
     arrived: float
+    deadline_ms: int | None = None
 
 
 class Service:
@@ -61,9 +65,14 @@ class Service:
         self.release_id = live.current.id
 
     def watch(self, metrics: Metrics) -> None:
-        """Show how this replica stands with changes of items."""
+        """Show how this replica stands with changes of items, and its circuits."""
         metrics.watch("recsys_item_log_sequence", lambda: self._live.sequence)
         metrics.watch("recsys_item_log_lag_seconds", lambda: min(self._live.lag_s, _LONGEST_S))
+        metrics.watch_each(
+            "recsys_circuit_open",
+            "stage",
+            lambda: {stage: float(circuit.state != "closed") for stage, circuit in self._circuits.items()},
+        )
 
     async def recommend(self, body: api.RecommendRequest, ask: Ask) -> dict[str, Any]:
         """Items for a user, a history or a text.
@@ -149,6 +158,8 @@ class Service:
             **self._envelope(ask, Trace()),
             "topology": self._config.topology,
             "channels": self._engine.channel_names,
+            "fallback": self._engine.fallback_name,
+            "circuits": {stage: circuit.state for stage, circuit in self._circuits.items()},
             "spaces": [encoder.space_id for encoder in release.retriever.encoders],
             "fields": release.items.column_names,
             "counts": {"items": len(release.catalogue), "users": len(release.histories.user_ids)},
@@ -187,6 +198,10 @@ class Service:
         except (DeadlinePassed, AllChannelsFailed):
             return  # the caller reports which stages are missing
 
+    @property
+    def _circuits(self) -> dict[str, Circuit]:
+        return {**self._engine.circuits, HISTORIES: self._histories.circuit}
+
     def _question(self, body: api.Request, **asked: Any) -> Question:
         release = self._release
         try:
@@ -214,15 +229,27 @@ class Service:
             raise Problem(503, detail, headers={"Retry-After": str(self._config.limits.retry_after_s)})
 
     def _deadline(self, body: api.Request, ask: Ask) -> Deadline:
-        timeout_s = (body.deadline_ms or self._config.limits.deadline_ms) / 1000
-        return Deadline(timeout_s - (time.perf_counter() - ask.arrived))
+        """When the answer is due.
+
+        Raises:
+            Problem: 408 that is over already, so nobody waits for the work any more.
+        """
+        timeout_ms = self._timeout_ms(body, ask)
+        deadline = Deadline(timeout_ms / 1e3 - (time.perf_counter() - ask.arrived))
+        if deadline.remaining_s <= 0:
+            raise Problem(408, f"The deadline of {timeout_ms} ms had passed before the work began.")
+        return deadline
+
+    def _timeout_ms(self, body: api.Request, ask: Ask) -> int:
+        return body.deadline_ms or ask.deadline_ms or self._config.limits.deadline_ms
 
     async def _answer(self, question: Question, body: api.Request, ask: Ask, trace: Trace) -> dict[str, Any]:
         try:
             fused = await self._candidates(question, body.k, self._deadline(body, ask), trace)
         except DeadlinePassed:
-            late, timeout_ms = ", ".join(trace.late), body.deadline_ms or self._config.limits.deadline_ms
-            raise Problem(408, f"No channel answered within {timeout_ms} ms; late: {late}.") from None
+            late = ", ".join(trace.late)
+            detail = f"No channel answered within {self._timeout_ms(body, ask)} ms; late: {late}."
+            raise Problem(408, detail) from None
         except AllChannelsFailed:
             retry = {"Retry-After": str(self._config.limits.retry_after_s)}
             raise Problem(503, f"Every channel failed: {', '.join(trace.failed)}.", headers=retry) from None

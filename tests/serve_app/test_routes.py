@@ -1,6 +1,7 @@
 """The HTTP application over the real release, in process."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -248,6 +249,32 @@ def test_too_many_requests_in_flight_are_refused_at_once(release_path: Any, runn
     assert (first.status_code, second.status_code, alive.status_code) == (200, 429, 200)
     assert second.headers["retry-after"] == "3"
     assert ProblemDocument.model_validate(second.json()).status == 429
+
+
+def test_the_deadline_may_come_as_a_header_and_the_body_comes_first(client: Any) -> None:
+    ask = {"json": {"history": HISTORY}, "headers": {"X-Deadline-Ms": "nonsense"}}
+    refused = client.request("POST", "/v1/recommend", **ask)
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "X-Deadline-Ms"
+    assert client.request("POST", "/v1/recommend", **{**ask, "headers": {"X-Deadline-Ms": "5000"}}).status_code == 200
+
+
+def test_time_spent_in_front_of_the_application_counts(client: Any) -> None:
+    headers = {"X-Deadline-Ms": "3000", "X-Request-Start": f"t={time.time() - 4.0}"}
+    late = client.request("POST", "/v1/recommend", json={"history": HISTORY}, headers=headers)
+    assert late.status_code == 408
+    assert "before the work began" in late.json()["detail"]
+    body = {"history": HISTORY, "deadline_ms": 20_000}
+    assert client.request("POST", "/v1/recommend", json=body, headers=headers).status_code == 200
+
+
+def test_circuits_and_fallback_are_shown(client: Any) -> None:
+    status = client.get("/v1/status").json()
+    assert status["fallback"] == "popularity"
+    assert status["circuits"] == dict.fromkeys(["encoder", *status["channels"], "histories"], "closed")
+    shown = client.get("/metrics").text
+    assert 'recsys_circuit_open{stage="nearest"} 0' in shown
+    assert "recsys_in_flight_limit 64" in shown
 
 
 def test_openapi_states_the_limits_in_force(client: Any) -> None:
