@@ -191,6 +191,12 @@ def open_artifact(path: Path, kind: str) -> Artifact:
     return Artifact(path, manifest)
 
 
+def unsealed(path: Path, kind: str) -> Artifact:
+    """What a stage has written so far, for one that must read its own work: files are listed, not hashed."""
+    files = {file.relative_to(path).as_posix(): FileEntry("", file.stat().st_size) for file in _files(path)}
+    return Artifact(path, Manifest(kind, "", {}, {}, files, ""))
+
+
 def verify(artifact: Artifact) -> None:
     """Hash every file against the manifest.
 
@@ -235,7 +241,7 @@ def _sweep(folder: Path) -> None:
 def _seal(
     path: Path, kind: str, artifact_id: str, config: dict[str, Any], parents: dict[str, str], summary: dict[str, Any]
 ) -> None:
-    found = sorted(inner for inner in path.rglob("*") if inner.is_file())
+    found = _files(path)
     # Most of the time is spent waiting for the disk: side by side, ten thousand pictures take seconds, not minutes.
     with ThreadPoolExecutor(_SEAL_THREADS) as pool:
         entries = list(pool.map(_sealed_entry, found))
@@ -245,6 +251,10 @@ def _seal(
     target = path / MANIFEST
     target.write_text(json.dumps(asdict(manifest), indent=1, default=str) + "\n")
     _fsync(target)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(inner for inner in path.rglob("*") if inner.is_file())
 
 
 def _sealed_entry(file: Path) -> FileEntry:

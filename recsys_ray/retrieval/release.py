@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 
 from recsys_ray.core import schema
 from recsys_ray.core.arrays import IntArray, Ragged
-from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.artifacts import Artifact, unsealed
 from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.progress import say
 from recsys_ray.core.schema import Fields
 from recsys_ray.online.history import HISTORIES_FILE, LiveHistory, PublishedHistories, read_histories
 from recsys_ray.online.seen import ExcludeSeen
+from recsys_ray.retrieval.canary import CANARY_FILE, record
 from recsys_ray.retrieval.catalogue import Catalogue
 from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels.nearest import NearestChannel
@@ -33,7 +34,7 @@ from recsys_ray.retrieval.release_files import (
     open_release,
     resolve_release,
 )
-from recsys_ray.retrieval.release_parts import FUSION_FILE, FrozenSpace, ReleaseParts, write_release
+from recsys_ray.retrieval.release_parts import FUSION_FILE, KIND, FrozenSpace, ReleaseParts, write_parts
 from recsys_ray.retrieval.retriever import Retriever
 
 __all__ = [
@@ -333,8 +334,21 @@ def load_release(path: str | Path) -> Release:
         SpaceError: When towers and an index belong to different spaces.
         MissingExtraError: When its index needs FAISS and it is not installed.
     """
-    artifact = open_release(path)
-    return assemble(artifact, {name: load_release_channel(artifact, name) for name in channel_names(artifact)})
+    return _load(open_release(path))
+
+
+def write_release(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
+    """Fill the empty directory of a release artifact (`ArtifactStore.publish("release", …)`); returns its summary.
+
+    What was written is loaded again and asked: its answers are the release's canary.
+
+    Raises:
+        ArtifactError: When the fusion does not fit the channels.
+        SpaceError: When a channel searches a space that nothing in the release encodes queries for.
+    """
+    summary = write_parts(directory, parts)
+    record(_load(unsealed(directory, KIND))).save(directory / CANARY_FILE)
+    return summary
 
 
 def assemble(artifact: Artifact, channels: Mapping[str, Channel]) -> Release:
@@ -347,3 +361,7 @@ def assemble(artifact: Artifact, channels: Mapping[str, Channel]) -> Release:
         catalogue=catalogue,
         histories=read_histories(artifact.file(HISTORIES_FILE), catalogue.item_ids),
     )
+
+
+def _load(artifact: Artifact) -> Release:
+    return assemble(artifact, {name: load_release_channel(artifact, name) for name in channel_names(artifact)})

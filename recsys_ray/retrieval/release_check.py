@@ -11,13 +11,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import recsys_ray
+import numpy as np
+from PIL import Image
+
 from recsys_ray.core.artifacts import MANIFEST, Artifact, open_artifact, verify
 from recsys_ray.core.errors import ArtifactError, RecsysError
 from recsys_ray.index.faiss_index import FAISS_FILE, import_faiss
+from recsys_ray.retrieval.canary import CANARY_FILE, Canary, require
 from recsys_ray.retrieval.channels.files import CHANNEL_FILE
 from recsys_ray.retrieval.release import Release, assemble
 from recsys_ray.retrieval.release_files import channel_names, load_release_channel, resolve_release
@@ -75,7 +79,7 @@ def _run_child(directory: Path, report: Path, timeout_s: float) -> str:
     """How the child ended, for people."""
     command = [sys.executable, "-P", "-m", __name__, str(directory), str(report)]
     # The child finds this very package, also where it came with a Ray job and is not installed.
-    packages = [str(Path(recsys_ray.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))}
     try:
         child = subprocess.run(
@@ -99,9 +103,31 @@ def _check(directory: Path, say: _Say) -> CheckedRelease:
     release = _load(artifact, say)
     if len(release.item_ids) == 0:
         raise ArtifactError("its catalogue has no item")
+    say(_STEP, "reading a picture")
+    _read_picture(release)
+    say(_STEP, "asking its canary")
+    require(release, _canary(artifact))
     entries = artifact.manifest.files.values()
     num_bytes = sum(entry.num_bytes for entry in entries)
     return CheckedRelease(artifact.id, directory, len(entries), num_bytes, len(release.item_ids))
+
+
+def _canary(artifact: Artifact) -> Canary:
+    if CANARY_FILE not in artifact.manifest.files:
+        raise ArtifactError(
+            f"it was published by an older version, without {CANARY_FILE}: publish it again with recsys-ray publish"
+        )
+    return Canary.load(artifact.file(CANARY_FILE))
+
+
+def _read_picture(release: Release) -> None:
+    """The canary has no picture, so the backbones that read pictures are tried on a small grey one."""
+    content = BytesIO()
+    Image.new("RGB", (32, 32), "grey").save(content, "PNG")
+    for encoder in release.retriever.encoders:
+        vectors = encoder.of_pieces("image", [content.getvalue()])
+        if vectors is not None and not np.isfinite(vectors).all():
+            raise ArtifactError(f"space {encoder.space_id}: a picture's vector is not finite")
 
 
 def _require_listed(artifact: Artifact) -> None:

@@ -10,6 +10,8 @@
     channels/<name>/  one folder a channel
     towers/           weights, settings and backbones, where there are towers
     backbones/<modality>/  backbones of frozen spaces that the towers do not bring
+    settings.json     the settings of the run that made it, where they are given
+    canary.json       questions and what it answered when it was published
 """
 
 import json
@@ -33,6 +35,7 @@ from recsys_ray.retrieval.fusion import Fusion
 KIND = "release"
 RELEASE_FILE = "release.json"
 FUSION_FILE = "fusion.json"
+SETTINGS_FILE = "settings.json"
 CHANNELS, TOWERS, BACKBONES = "channels", "towers", "backbones"
 
 
@@ -65,6 +68,7 @@ class ReleaseParts:
         towers_space: The space id of the towers.
         frozen: The spaces of frozen content that channels search or mix in.
         backbones: Modality to a folder that a backbone's `save` wrote, where the towers do not bring it.
+        settings: Of the run that made it, for people.
     """
 
     items: pa.Table
@@ -76,10 +80,11 @@ class ReleaseParts:
     towers_space: str | None = None
     frozen: tuple[FrozenSpace, ...] = ()
     backbones: Mapping[str, Path] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_release(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
-    """Fill the empty directory of a release artifact (`ArtifactStore.publish("release", …)`); returns its summary.
+def write_parts(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
+    """Fill an empty directory with all but the canary; returns the release's summary.
 
     Raises:
         ArtifactError: When the fusion does not fit the channels.
@@ -102,6 +107,8 @@ def write_release(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
         link_or_copy(parts.towers, directory / TOWERS)
     for modality, folder in parts.backbones.items():
         link_or_copy(folder, directory / BACKBONES / modality)
+    if parts.settings:
+        (directory / SETTINGS_FILE).write_text(json.dumps(parts.settings, indent=1, default=str) + "\n")
     settings = {"channels": names, "towers_space": parts.towers_space, "frozen": [asdict(one) for one in parts.frozen]}
     (directory / RELEASE_FILE).write_text(json.dumps(settings, indent=1) + "\n")
     return {"items": parts.items.num_rows, "channels": names, "spaces": sorted(_known(parts))}

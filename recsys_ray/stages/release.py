@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.config import result_settings
 from recsys_ray.data.dataset import load_kinds
 from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.online.history import HISTORIES_FILE, write_histories
@@ -17,7 +18,7 @@ from recsys_ray.stages.fitted import Fit, load_fitted
 from recsys_ray.stages.fusion import FUSION_FILE, exploring
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 2
+VERSION = 3
 KIND = "release"
 
 
@@ -66,6 +67,7 @@ def _parts(work: Work, data: Data, features: Features, served: Fit, fusion: Fusi
         towers=None if towers is None else towers.artifact.path,
         towers_space=None if towers is None else towers.space_id,
         frozen=frozen,
+        settings=result_settings(work.config),
         backbones={} if towers is not None else _saved_backbones(work, data, [one.modality for one in frozen], scratch),
     )
 
