@@ -1,14 +1,17 @@
 """The HTTP bodies: what each route takes and gives. Unknown keys and values of the wrong type are errors."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
+from recsys_ray.online.seen import MAX_DAYS, ExcludeSeen, Seen
 from serve_app.config import Limits
 from serve_app.filters import AnyFilter
 
 ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Kind = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class Request(BaseModel):
@@ -33,6 +36,32 @@ class Request(BaseModel):
     fields: list[str] = Field(default_factory=list, max_length=64)
 
 
+class SeenEvents(BaseModel):
+    """The events whose items count as seen: those that fit all that is given, one of the two at least.
+
+    Attributes:
+        within_days: Events of so many days up to now.
+        kinds: Events of these kinds, e.g. ``["purchase"]``.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, json_schema_extra={"minProperties": 1}
+    )
+
+    within_days: float | None = Field(None, gt=0, le=MAX_DAYS)
+    kinds: list[Kind] | None = Field(None, min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.within_days is None and self.kinds is None:
+            raise PydanticCustomError("no_condition", "give within_days, kinds or both; or true or false instead")
+        return self
+
+    def plain(self) -> Seen:
+        """Without pydantic."""
+        return Seen.within(self.within_days, self.kinds)
+
+
 class RecommendRequest(Request):
     """Recommend to a user, to a history, for a text, or for a history and a text together.
 
@@ -41,13 +70,18 @@ class RecommendRequest(Request):
         history: Item ids the user met, oldest first, in place of `user_id`. Ids that the release does not know are
             ignored and reported in `unknown_items`. An empty history is answered with popular items and `cold: true`.
         text: What the user is after, in words.
-        exclude_seen: Whether items of the history are left out.
+        exclude_seen: Whether items of the history are left out. With a `user_id` also which: ``{"within_days": 30,
+            "kinds": ["purchase"]}`` leaves out what was bought in the last 30 days, and nothing else.
     """
 
     user_id: ExternalId | None = None
     history: list[ExternalId] | None = None
     text: Text | None = None
-    exclude_seen: bool = True
+    exclude_seen: bool | SeenEvents = True
+
+    def exclusion(self) -> ExcludeSeen:
+        """What is left out, without pydantic."""
+        return self.exclude_seen if isinstance(self.exclude_seen, bool) else self.exclude_seen.plain()
 
 
 class SimilarRequest(Request):
@@ -78,7 +112,7 @@ class EventIn(BaseModel):
     user_id: ExternalId
     item_id: ExternalId
     timestamp: int | float | str | None = None
-    kind: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "interaction"
+    kind: Kind = "interaction"
 
 
 class EventsRequest(BaseModel):

@@ -72,5 +72,9 @@ def _problem(error: ValidationError) -> Problem:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    """The dotted path of a wrong value."""
-    return path_of(location) if location[:1] == ("filters",) else ".".join(map(str, location)) or "body"
+    """The dotted path of a wrong value as it stands in the JSON, without the names of alternatives."""
+    if location[:1] == ("filters",):
+        return path_of(location)
+    if location[:1] == ("exclude_seen",):
+        location = (location[0], *location[2:])
+    return ".".join(map(str, location)) or "body"

@@ -84,7 +84,7 @@ class Service:
         user_id = body.user_id
         known = None if user_id is None else await self._histories.of(user_id, self._deadline(body, ask), trace)
         question = self._question(
-            body, history=body.history, user_id=user_id, text=body.text, exclude_seen=body.exclude_seen, live=known
+            body, history=body.history, user_id=user_id, text=body.text, exclude_seen=body.exclusion(), live=known
         )
         # Whom the release does not know the histories may, when they can be read.
         if not question.known_user and not trace.degraded:

@@ -37,7 +37,10 @@ keys = {
     "k": st.integers(-2, 120),
     "filters": filters,
     "fields": st.lists(fields, max_size=3),
-    "exclude_seen": st.booleans(),
+    "exclude_seen": st.booleans()
+    | st.fixed_dictionaries(
+        {}, optional={"within_days": st.integers(-1, 40_000) | st.floats(), "kinds": st.lists(ids, max_size=3)}
+    ),
     "explain": st.booleans(),
     "deadline_ms": st.integers(0, 5000),
     "surprise": nonsense,
