@@ -30,10 +30,9 @@ class Admission:
         self._limits = limits
         self._release = release
         self._metrics = metrics
-        self._in_flight = 0
-        self._most = AdaptiveLimit(limits.max_in_flight, limits.deadline_ms / 1e3)
-        metrics.watch("recsys_in_flight", lambda: self._in_flight)
-        metrics.watch("recsys_in_flight_limit", lambda: self._most.limit)
+        self._taken = AdaptiveLimit(limits.max_in_flight, limits.deadline_ms / 1e3)
+        metrics.watch("recsys_in_flight", lambda: self._taken.in_flight)
+        metrics.watch("recsys_in_flight_limit", lambda: self._taken.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit one request, or answer 429."""
@@ -42,8 +41,7 @@ class Admission:
             return
         sent_id = _sent_request_id(scope)
         request_id = sent_id or uuid.uuid4().hex
-        seen = time.perf_counter()
-        arrived = seen - waited_s(scope["headers"], time.time(), self._limits.max_deadline_ms / 1e3)
+        arrived = time.perf_counter() - waited_s(scope["headers"], time.time(), self._limits.max_deadline_ms / 1e3)
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state.update(request_id=request_id, arrived=arrived)
         status = 500
@@ -61,24 +59,22 @@ class Admission:
         try:
             if scope["path"] in _ALWAYS_ADMITTED:
                 await self._app(scope, receive, send_marked)
-            elif self._in_flight >= self._most.limit:
+            elif self._taken.in_flight >= self._taken.limit:
                 await problem_response(self._overloaded(), request_id, self._release)(scope, receive, send_marked)
             else:
-                await self._admitted(scope, receive, send_marked, seen)
+                await self._take_on(scope, receive, send_marked)
         finally:
             self._metrics.observe(_route(scope), status, time.perf_counter() - arrived)
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send, seen: float) -> None:
-        self._in_flight += 1
+    async def _take_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._taken.begin(time.perf_counter())
         try:
             await self._app(scope, receive, send)
         finally:
-            now = time.perf_counter()
-            self._most.observe(now - seen, self._in_flight, now)
-            self._in_flight -= 1
+            self._taken.end(time.perf_counter())
 
     def _overloaded(self) -> Problem:
-        detail = f"This replica already works on {self._most.limit} requests. Ask again later."
+        detail = f"This replica already works on {self._taken.limit} requests. Ask again later."
         return Problem(429, detail, headers={"Retry-After": str(self._limits.retry_after_s)})
 
 

@@ -4,16 +4,16 @@ A function of what is reported and of the time that is passed in; it knows no cl
 """
 
 _TARGET_SHARE = 0.5  # of the deadline; the rest is for what waits in front of this process, and for uneven work
-_DECREASE = 0.9
-_LEAST = 2
+_LEAST = 8  # so that one slow answer at the start turns nobody away
+_REMEMBERED = 50  # answers
 
 
 class AdaptiveLimit:
-    """Additive increase, multiplicative decrease (Chiu and Jain, 1989) on the time that answers take.
+    """The limit is the number of requests that are worked off within half of the deadline at the present pace.
 
-    More at a time than the machine works on makes every answer late and none more of them, so the limit goes down by
-    a tenth when an answer took longer than half of the deadline, once for as long as it took: what was under way
-    before cannot know of it. It goes up by one for every limit's worth of answers that took less, where it was used.
+    The pace is the time with work per answer, a running mean: one that would come on top of `limit` others had to
+    expect an answer later than that (Little's law), so it is better told at once. Work that is spread over threads or
+    other machines makes the pace quicker and the limit higher.
 
     Args:
         most: It never goes higher.
@@ -22,28 +22,33 @@ class AdaptiveLimit:
     """
 
     def __init__(self, most: int, deadline_s: float) -> None:
-        self._most = float(most)
-        self._least = float(min(most, _LEAST))
+        self._most = most
         self._target_s = _TARGET_SHARE * deadline_s
-        self._limit = self._most
-        self._next_decrease = 0.0
+        self._answers = 0
+        self._pace_s = 0.0
+        self._since = 0.0
+        self.in_flight = 0
 
     @property
     def limit(self) -> int:
         """Requests at a time."""
-        return int(self._limit)
+        if self._target_s >= self._most * self._pace_s:
+            return self._most
+        return min(self._most, max(_LEAST, int(self._target_s / self._pace_s)))
 
-    def observe(self, took_s: float, in_flight: int, now: float) -> None:
-        """Count one answer.
+    def begin(self, now: float) -> None:
+        """One request is taken on.
 
         Args:
-            took_s: How long it took.
-            in_flight: How many were under way with it.
             now: Seconds on a clock that never goes back.
         """
-        if took_s > self._target_s:
-            if now >= self._next_decrease:
-                self._limit = max(self._least, self._limit * _DECREASE)
-                self._next_decrease = now + took_s
-        elif 2 * in_flight >= self._limit:
-            self._limit = min(self._most, self._limit + 1 / self._limit)
+        if self.in_flight == 0:
+            self._since = now
+        self.in_flight += 1
+
+    def end(self, now: float) -> None:
+        """One is answered."""
+        self.in_flight -= 1
+        self._answers += 1
+        self._pace_s += (now - self._since - self._pace_s) / min(self._answers, _REMEMBERED)
+        self._since = now
