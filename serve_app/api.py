@@ -253,6 +253,20 @@ class LiveStatus(BaseModel):
     max_lag_s: float | None
 
 
+class TextEncoderStatus(BaseModel):
+    """What encodes the texts of questions.
+
+    Attributes:
+        backend: "onnx-int8", "onnx" or "torch"; null where the release reads no texts.
+        measured_ms: Milliseconds a text of each backend, as measured when the application started.
+        fidelity: How near its vectors are to the full model's; empty for the model itself.
+    """
+
+    backend: str | None
+    measured_ms: dict[str, float]
+    fidelity: dict[str, float]
+
+
 class StatusAnswer(Envelope):
     """What is being served.
 
@@ -263,6 +277,7 @@ class StatusAnswer(Envelope):
         spaces: Ids of the vector spaces that questions are encoded in.
         fields: Catalogue fields that can be shown and filtered by.
         counts: Items, and users with a history.
+        text_encoder: What encodes the texts of questions.
         live: The replica that answers.
     """
 
@@ -273,6 +288,7 @@ class StatusAnswer(Envelope):
     spaces: list[str]
     fields: list[str]
     counts: dict[str, int]
+    text_encoder: TextEncoderStatus
     live: LiveStatus
 
 

@@ -6,6 +6,7 @@ from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.retrieval.release import open_release
 from recsys_ray.retrieval.release_files import channel_names
+from recsys_ray.retrieval.text_backends import measure
 from serve_app.config import Scale, ServeConfig
 from serve_app.deployments import ChannelWorker, Encoder, Gateway
 
@@ -43,6 +44,9 @@ def build_app(config: ServeConfig) -> "Application":
     release = open_release(config.release)
     # An absolute path of one release: replicas have other working directories, and must all load the same.
     config = override(config, {"release": str(release.path.resolve())})
+    if config.text_encoder.backend == "auto" and not config.text_encoder.measured_ms:
+        # Once for all replicas: each on its own might choose another one, and answer differently.
+        config = override(config, {"text_encoder.measured_ms": measure(release.path)})
     gateway = deploy(serve.ingress()(Gateway), "gateway", config.gateway)
     if config.topology == "collapsed":
         return gateway.bind(config)

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from recsys_ray.core.config import Config
+from recsys_ray.retrieval.text_backends import TextEncoderConfig
 
 
 class Limits(Config):
@@ -102,6 +103,7 @@ class ServeConfig(Config):
             answer when no other channel gives one: one that reads nothing of the question, like popularity. "auto" is
             the release's first such channel, if any; null: none.
         live: Histories and changes of items.
+        text_encoder: What encodes the texts of questions.
         gateway: Scale of the HTTP ingress.
         encoder: Scale of the query encoder (composed).
         channel: Scale of each channel (composed).
@@ -114,6 +116,7 @@ class ServeConfig(Config):
     breaker: Breaker = Breaker()
     fallback: str | None = "auto"
     live: Live = Live()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
     gateway: Scale = Scale(max_ongoing_requests=1024, max_queued_requests=1024)
     encoder: Scale = Scale()
     channel: Scale = Scale(num_cpus=0.25)

@@ -69,7 +69,7 @@ class Gateway:
     def __init__(
         self, config: ServeConfig, encoder: Any | None = None, channels: Mapping[str, Any] | None = None
     ) -> None:
-        release = load_release(config.release)
+        release = load_release(config.release, config.text_encoder)
         stores = open_stores(config.live, release.artifact.path)
         live = LiveRelease(release, stores.items, config.live)
         encode: Encode

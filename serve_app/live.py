@@ -189,5 +189,5 @@ def open_live(config: ServeConfig) -> LiveRelease:
         ArtifactError: When the release cannot be loaded.
         StoreError: As `open_stores`.
     """
-    release = load_release(config.release)
+    release = load_release(config.release, config.text_encoder)
     return LiveRelease(release, open_stores(config.live, release.artifact.path).items, config.live)

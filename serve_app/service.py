@@ -17,6 +17,7 @@ from recsys_ray.online.history import Event
 from recsys_ray.retrieval.explain import Source
 from recsys_ray.retrieval.fusion import Fused
 from recsys_ray.retrieval.release import Question, Recommended, Release
+from recsys_ray.retrieval.text_backends import choose, fidelity
 from serve_app import api
 from serve_app.circuit import Circuit
 from serve_app.config import ServeConfig
@@ -163,6 +164,7 @@ class Service:
             "spaces": [encoder.space_id for encoder in release.retriever.encoders],
             "fields": release.items.column_names,
             "counts": {"items": len(release.catalogue), "users": len(release.histories.user_ids)},
+            "text_encoder": self._text_encoder(release),
             "live": {
                 "replica": f"{socket.gethostname()}:{os.getpid()}",
                 "sequence": self._live.sequence,
@@ -170,6 +172,12 @@ class Service:
                 "max_lag_s": self._config.live.max_lag_s,
             },
         }
+
+    def _text_encoder(self, release: Release) -> dict[str, Any]:
+        config = self._config.text_encoder
+        backend = choose(release.artifact, config)
+        measured = {str(name): ms for name, ms in config.measured_ms.items()}
+        return {"backend": backend, "measured_ms": measured, "fidelity": fidelity(release.artifact, backend)}
 
     def alive(self, ask: Ask) -> dict[str, Any]:
         """That this process answers."""

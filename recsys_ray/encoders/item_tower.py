@@ -35,8 +35,9 @@ class TrainedBackbone(nn.Module):
         self.projection = Projection(num_features, dim)
 
     def forward(self, values: ModalityInputs) -> Float[Tensor, "n D"]:
-        """Run the backbone on its tensors, then project."""
-        projected: Tensor = self.projection(self.backbone(values))
+        """Run the backbone on its tensors, or take what it made of them elsewhere ("vector", (n, F)); then project."""
+        features = values["vector"] if "vector" in values else self.backbone(values)
+        projected: Tensor = self.projection(features)
         return projected
 
 

@@ -6,8 +6,8 @@ from recsys_ray.core.artifacts import Artifact, open_artifact, verify
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.encoders.export import Exported, export_backbones
 from recsys_ray.encoders.two_tower import SPEC_FILE
-from recsys_ray.retrieval.release_files import backbone_folders, open_release
-from recsys_ray.retrieval.release_parts import TOWERS
+from recsys_ray.retrieval.release_files import open_release
+from recsys_ray.retrieval.release_parts import TOWERS, backbone_folders
 
 
 def export(source: Path, target: Path) -> list[Exported]:

@@ -19,9 +19,22 @@ if TYPE_CHECKING:  # torch and transformers load only where a release needs them
 BackboneLoader = Callable[[str], "Backbone | None"]
 """The frozen backbone of a modality ("text", "image"), loaded at its first use; None where there is none."""
 
+
+class TextEncoder(Protocol):
+    """Texts to vectors in the space of a text backbone."""
+
+    def encode(self, pieces: Sequence[str], batch_size: int) -> FloatArray:
+        """(n, F) unit vectors."""
+        ...
+
+
+TextLoader = Callable[[], TextEncoder | None]
+"""What encodes the texts of questions, loaded at its first use; None where the backbone itself does, in torch."""
+
 Piece = str | bytes
 """A text, or an encoded picture."""
 
+_TEXT = "text"
 _BATCH = 512
 _PIECES = 64
 
@@ -54,8 +67,16 @@ class QueryEncoder(Protocol):
         ...
 
     def of_pieces(self, modality: str, pieces: Sequence[Piece]) -> FloatArray | None:
-        """(n, D) unit vectors of texts or pictures; None when this space does not read the modality."""
+        """(n, D) unit vectors of texts or pictures of items; None when this space does not read the modality."""
         ...
+
+    def of_texts(self, texts: Sequence[str]) -> FloatArray | None:
+        """(n, D) unit vectors of the texts of questions; None when this space reads no texts."""
+        ...
+
+
+def backbone_itself() -> None:
+    """The `TextLoader` of the full model."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +90,14 @@ class TowerQueryEncoder:
         item_vectors: (N, D) what the item tower makes of the catalogue, the same that the index holds.
         space_id: The towers' space.
         backbones: Frozen backbones, for texts and pictures.
+        texts: What encodes the texts of questions.
     """
 
     model: "TwoTower"
     item_vectors: FloatArray | LiveVectors
     space_id: str
     backbones: BackboneLoader
+    texts: TextLoader = backbone_itself
 
     def __post_init__(self) -> None:
         dim, came = self.model.config.width, self.item_vectors.shape[1]
@@ -88,16 +111,25 @@ class TowerQueryEncoder:
 
     def of_pieces(self, modality: str, pieces: Sequence[Piece]) -> FloatArray | None:
         """See `QueryEncoder.of_pieces`."""
+        values = self.read(modality, pieces)
+        return None if values is None else self._of_values(modality, values)
+
+    def of_texts(self, texts: Sequence[str]) -> FloatArray | None:
+        """See `QueryEncoder.of_texts`."""
+        encoder = self.texts() if _TEXT in self.model.item_tower.names else None
+        if encoder is None:
+            return self.of_pieces(_TEXT, texts)
+        return self._of_values(_TEXT, {"vector": encoder.encode(texts, _PIECES)})
+
+    def _of_values(self, modality: str, values: dict[str, np.ndarray]) -> FloatArray:
         import torch
 
         from recsys_ray.encoders.inputs import ItemInputs
 
-        values = self.read(modality, pieces)
-        if values is None:
-            return None
         tensors = {name: torch.from_numpy(array) for name, array in values.items()}
+        present = torch.ones(len(next(iter(tensors.values()))), dtype=torch.bool)
         with torch.inference_mode():
-            inputs = ItemInputs({modality: tensors}, {modality: torch.ones(len(pieces), dtype=torch.bool)})
+            inputs = ItemInputs({modality: tensors}, {modality: present})
             vectors: FloatArray = self.model.item_tower(inputs).float().numpy()
         return vectors
 
@@ -149,6 +181,7 @@ class FrozenQueryEncoder:
         backbones: Frozen backbones.
         decay: What a step further back in the history counts.
         history: The last so many items are read.
+        texts: What encodes the texts of questions, where the backbone reads texts.
     """
 
     modality: str
@@ -158,6 +191,7 @@ class FrozenQueryEncoder:
     backbones: BackboneLoader
     decay: float = 0.8
     history: int = 50
+    texts: TextLoader = backbone_itself
 
     def encode(self, queries: Queries) -> dict[str, FloatArray]:
         """See `QueryEncoder.encode`."""
@@ -177,11 +211,16 @@ class FrozenQueryEncoder:
         vectors: FloatArray = backbone.encode(pieces, _PIECES)
         return vectors
 
+    def of_texts(self, texts: Sequence[str]) -> FloatArray | None:
+        """See `QueryEncoder.of_texts`."""
+        encoder = self.texts() if self.modality == _TEXT else None
+        return self.of_pieces(_TEXT, texts) if encoder is None else encoder.encode(texts, _PIECES)
+
 
 def _with_texts(vectors: FloatArray, queries: Queries, encoder: QueryEncoder) -> FloatArray:
     """The vectors, turned towards the questions' texts where this space reads texts."""
     asked = [row for row, text in enumerate(queries.texts) if text]
-    texts = encoder.of_pieces("text", [queries.texts[row] or "" for row in asked]) if asked else None
+    texts = encoder.of_texts([queries.texts[row] or "" for row in asked]) if asked else None
     if texts is not None:
         vectors[asked] = _unit(vectors[asked] + texts)
     return vectors

@@ -36,6 +36,7 @@ from recsys_ray.retrieval.release_files import (
 )
 from recsys_ray.retrieval.release_parts import FUSION_FILE, KIND, FrozenSpace, ReleaseParts, write_parts
 from recsys_ray.retrieval.retriever import Retriever
+from recsys_ray.retrieval.text_backends import TextEncoderConfig, choose, text_loader
 
 __all__ = [
     "FrozenSpace",
@@ -323,18 +324,20 @@ def _require_ids(history: Sequence[str] | None, user_id: str | None) -> None:
             raise ConfigError(setting, wrong, "ids as text", f"Write {str(wrong)!r}.")
 
 
-def load_release(path: str | Path) -> Release:
+def load_release(path: str | Path, text_encoder: TextEncoderConfig | None = None) -> Release:
     """Verify and load a release.
 
     Args:
         path: A release's directory, or the storage of a run: then its active release, or its newest.
+        text_encoder: What encodes the texts of questions; by default the fastest that the release offers.
 
     Raises:
+        ConfigError: When the release does not offer that.
         ArtifactError: When there is none, a file is missing, changed or not readable.
         SpaceError: When towers and an index belong to different spaces.
         MissingExtraError: When its index needs FAISS and it is not installed.
     """
-    return _load(open_release(path))
+    return _load(open_release(path), text_encoder)
 
 
 def write_release(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
@@ -351,17 +354,22 @@ def write_release(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
     return summary
 
 
-def assemble(artifact: Artifact, channels: Mapping[str, Channel]) -> Release:
+def assemble(
+    artifact: Artifact, channels: Mapping[str, Channel], text_encoder: TextEncoderConfig | None = None
+) -> Release:
     """A release of its loaded channels and what else is in its verified files; raises as `load_release`."""
     items = pq.read_table(artifact.file(schema.ITEMS_FILE)).combine_chunks()
     catalogue = Catalogue.of(items, Fields.load(artifact.file(schema.FIELDS_FILE)))
+    texts = text_loader(artifact, choose(artifact, text_encoder or TextEncoderConfig()))
+    encoders = load_encoders(artifact, channels, texts)
     return Release(
         artifact=artifact,
-        retriever=Retriever(channels, load_encoders(artifact, channels), Fusion.load(artifact.file(FUSION_FILE))),
+        retriever=Retriever(channels, encoders, Fusion.load(artifact.file(FUSION_FILE))),
         catalogue=catalogue,
         histories=read_histories(artifact.file(HISTORIES_FILE), catalogue.item_ids),
     )
 
 
-def _load(artifact: Artifact) -> Release:
-    return assemble(artifact, {name: load_release_channel(artifact, name) for name in channel_names(artifact)})
+def _load(artifact: Artifact, text_encoder: TextEncoderConfig | None = None) -> Release:
+    channels = {name: load_release_channel(artifact, name) for name in channel_names(artifact)}
+    return assemble(artifact, channels, text_encoder)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,21 @@ from recsys_ray.core.errors import ArtifactError, SpaceError
 from recsys_ray.retrieval.channel import Channel
 from recsys_ray.retrieval.channels import load_channel
 from recsys_ray.retrieval.channels.nearest import NearestChannel
-from recsys_ray.retrieval.query_encoder import BackboneLoader, FrozenQueryEncoder, QueryEncoder, TowerQueryEncoder
+from recsys_ray.retrieval.query_encoder import (
+    BackboneLoader,
+    FrozenQueryEncoder,
+    QueryEncoder,
+    TextLoader,
+    TowerQueryEncoder,
+    backbone_itself,
+)
 from recsys_ray.retrieval.release_parts import (
-    BACKBONES,
     CHANNELS,
     KIND,
     RELEASE_FILE,
     TOWERS,
     FrozenSpace,
+    backbone_folders,
     require_spaces,
 )
 from recsys_ray.retrieval.release_pointer import POINTER, read_pointer
@@ -104,12 +112,15 @@ def load_release_channel(artifact: Artifact, name: str) -> Channel:
     return load_channel(artifact.path / CHANNELS / name)
 
 
-def load_encoders(artifact: Artifact, channels: Mapping[str, Channel]) -> tuple[QueryEncoder, ...]:
+def load_encoders(
+    artifact: Artifact, channels: Mapping[str, Channel], texts: TextLoader = backbone_itself
+) -> tuple[QueryEncoder, ...]:
     """The query encoders of an opened release. Backbones load when the first text or picture comes.
 
     Args:
         artifact: The release.
         channels: Its channels: they hold the item vectors that histories are read with.
+        texts: What encodes the texts of questions.
 
     Raises:
         SpaceError: When the towers, an index or a frozen space do not belong together.
@@ -121,17 +132,13 @@ def load_encoders(artifact: Artifact, channels: Mapping[str, Channel]) -> tuple[
     backbones = _backbones(artifact.path)
     encoders: list[QueryEncoder] = []
     if settings["towers_space"] is not None:
-        encoders.append(_towers(artifact.path / TOWERS, settings["towers_space"], channels, backbones))
+        towers = _towers(artifact.path / TOWERS, settings["towers_space"], channels, backbones)
+        encoders.append(replace(towers, texts=texts))
     for space in frozen:
         vectors = {c.space_id: c.index.vectors for c in channels.values() if isinstance(c, NearestChannel)}
-        encoders.append(FrozenQueryEncoder(space.modality, vectors.get(space.id), space.id, space.dim, backbones))
+        encoder = FrozenQueryEncoder(space.modality, vectors.get(space.id), space.id, space.dim, backbones)
+        encoders.append(replace(encoder, texts=texts))
     return tuple(encoders)
-
-
-def backbone_folders(directory: Path) -> dict[str, Path]:
-    """Modality name to the folder of its backbone, in a release or a towers artifact."""
-    parents = (directory / BACKBONES, directory / TOWERS / BACKBONES)
-    return {folder.name: folder for parent in parents if parent.is_dir() for folder in sorted(parent.iterdir())}
 
 
 def read_settings(artifact: Artifact) -> dict[str, Any]:

@@ -10,6 +10,7 @@
     channels/<name>/  one folder a channel
     towers/           weights, settings and backbones, where there are towers
     backbones/<modality>/  backbones of frozen spaces that the towers do not bring
+    query_text/       what else can encode the texts of questions, and how near it is to the backbone
     settings.json     the settings of the run that made it, where they are given
     canary.json       questions and what it answered when it was published
 """
@@ -36,7 +37,7 @@ KIND = "release"
 RELEASE_FILE = "release.json"
 FUSION_FILE = "fusion.json"
 SETTINGS_FILE = "settings.json"
-CHANNELS, TOWERS, BACKBONES = "channels", "towers", "backbones"
+CHANNELS, TOWERS, BACKBONES, QUERY_TEXT = "channels", "towers", "backbones", "query_text"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class ReleaseParts:
         frozen: The spaces of frozen content that channels search or mix in.
         backbones: Modality to a folder that a backbone's `save` wrote, where the towers do not bring it.
         settings: Of the run that made it, for people.
+        query_text: The folder that `encoders.onnx_export.export_text` filled, None without.
     """
 
     items: pa.Table
@@ -81,6 +83,7 @@ class ReleaseParts:
     frozen: tuple[FrozenSpace, ...] = ()
     backbones: Mapping[str, Path] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    query_text: Path | None = None
 
 
 def write_parts(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
@@ -107,11 +110,19 @@ def write_parts(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
         link_or_copy(parts.towers, directory / TOWERS)
     for modality, folder in parts.backbones.items():
         link_or_copy(folder, directory / BACKBONES / modality)
+    if parts.query_text is not None:
+        link_or_copy(parts.query_text, directory / QUERY_TEXT)
     if parts.settings:
         (directory / SETTINGS_FILE).write_text(json.dumps(parts.settings, indent=1, default=str) + "\n")
     settings = {"channels": names, "towers_space": parts.towers_space, "frozen": [asdict(one) for one in parts.frozen]}
     (directory / RELEASE_FILE).write_text(json.dumps(settings, indent=1) + "\n")
     return {"items": parts.items.num_rows, "channels": names, "spaces": sorted(_known(parts))}
+
+
+def backbone_folders(directory: Path) -> dict[str, Path]:
+    """Modality name to the folder of its backbone, in a release or a towers artifact."""
+    parents = (directory / BACKBONES, directory / TOWERS / BACKBONES)
+    return {folder.name: folder for parent in parents if parent.is_dir() for folder in sorted(parent.iterdir())}
 
 
 def require_spaces(channels: tuple[Channel, ...], towers_space: str | None, frozen: tuple[FrozenSpace, ...]) -> None:
