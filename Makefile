@@ -13,6 +13,8 @@ SETS ?=
 INDEX_ARGS ?=
 TRAINING ?=
 PYTEST_ARGS ?=
+# Test files side by side; each worker starts a Ray cluster of its own where its files want one.
+TEST_WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,14 +25,16 @@ PIP = $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,-qq) --disable-pip-vers
 # DeepSpeed compiles one small extension at first use; beside the environment it is built once and goes with it.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
+BESIDE = -n $(TEST_WORKERS) --dist loadfile
+
 say = printf '==> %s\n' "$(1)"
 fail = { printf '\nFAILED: %s\n' "$(1)" >&2; exit 1; }
 
-.PHONY: help install demo check test bench bench-quality bench-index bench-training constraints clean
+.PHONY: help install demo check test chaos bench bench-quality bench-index bench-training constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
-	@echo "Variables: PYTHON=$(PYTHON) FAISS=$(FAISS) (or gpu) DEMO_ARGS PYTEST_ARGS SETS"
+	@echo "Variables: PYTHON=$(PYTHON) FAISS=$(FAISS) (or gpu) DEMO_ARGS PYTEST_ARGS TEST_WORKERS SETS"
 
 install: $(INSTALLED) ## the environment in .venv, at the exact versions of clusters/constraints.txt
 	@$(call say,Ready: $(BIN)/recsys-ray --help)
@@ -50,11 +54,14 @@ check: $(INSTALLED) ## format, lint, dependencies, import layers, types, fast te
 	@$(call say,5/6 types)
 	@$(BIN)/mypy || $(call fail,mend the types above)
 	@$(call say,6/6 fast tests: all that start no Ray cluster)
-	@$(BIN)/pytest -m "not ray" $(PYTEST_ARGS)
+	@$(BIN)/pytest $(BESIDE) -m "not ray and not chaos" $(PYTEST_ARGS)
 
 test: $(INSTALLED) ## every test, on this machine alone
 	@$(call say,All tests; those that need private data say so and skip)
-	@$(BIN)/pytest --durations=10 $(PYTEST_ARGS)
+	@$(BIN)/pytest $(BESIDE) --durations=10 $(PYTEST_ARGS)
+
+chaos: $(INSTALLED) ## processes, nodes and disks are taken away, again and again: minutes; PYTEST_ARGS="tests/training" picks
+	@$(BIN)/pytest -m chaos --durations=0 $(PYTEST_ARGS)
 
 bench: $(INSTALLED) ## the long measurements of benchmarks/, one after the other
 	@shopt -s nullglob; scripts=(benchmarks/bench_*.py); \
