@@ -12,6 +12,7 @@ DEMO_ARGS ?=
 SETS ?=
 INDEX_ARGS ?=
 TRAINING ?=
+OVERLOAD ?=
 PYTEST_ARGS ?=
 # Test files side by side; each worker starts a Ray cluster of its own where its files want one.
 TEST_WORKERS ?= 2
@@ -76,6 +77,9 @@ bench-index: $(INSTALLED) ## the chosen index and filtered search against FlatIP
 
 bench-training: $(INSTALLED) ## loss, step, ZeRO, gradient caching, bf16 and Ray Train against their peers; TRAINING="loss zero" picks
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_training.py $(TRAINING)
+
+bench-overload: $(INSTALLED) ## arrivals at three times the peak against ours and a plain Ray Serve app; OVERLOAD="--rounds 1"
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_overload.py $(OVERLOAD)
 
 constraints: $(INSTALLED) ## write the versions now in .venv into clusters/constraints.txt
 	@{ grep '^#' $(CONSTRAINTS); \

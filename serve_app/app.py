@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ServeConfig", "build_app"]
 
+_ROOM = 128
+_REFUSED_AT_ONCE = 16  # times as many as are worked on; a refusal is over in well under a millisecond
+
 # Replicas that each spread over all cores cost each other ten times what they gain: torch, BLAS and FAISS read this.
 _ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
 
@@ -26,16 +29,17 @@ def build_app(config: ServeConfig) -> "Application":
 
     Raises:
         ArtifactError: When the release cannot be opened.
-        ConfigError: When `channels` names a channel that the release does not have.
+        ConfigError: When `channels` names a channel that the release does not have, or the gateway has no room for
+            what it refuses.
     """
     from ray import serve  # here, since Ray Serve reads its switches at import: see `run`
 
-    def deploy(cls: type, name: str, scale: Scale) -> "Deployment":
+    def deploy(cls: type, name: str, scale: Scale, room: int = _ROOM) -> "Deployment":
         return serve.deployment(
             name=name,
             num_replicas=scale.replicas,
-            max_ongoing_requests=scale.max_ongoing_requests,
-            max_queued_requests=scale.max_queued_requests,
+            max_ongoing_requests=scale.max_ongoing_requests or room,
+            max_queued_requests=scale.max_queued_requests or room,
             backpressure_config={"status_code": 429, "retry_after_s": config.limits.retry_after_s},
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus, "runtime_env": _ONE_THREAD},
             max_surge_percent=100,
@@ -47,7 +51,7 @@ def build_app(config: ServeConfig) -> "Application":
     if config.text_encoder.backend == "auto" and not config.text_encoder.measured_ms:
         # Once for all replicas: each on its own might choose another one, and answer differently.
         config = override(config, {"text_encoder.measured_ms": measure(release.path)})
-    gateway = deploy(serve.ingress()(Gateway), "gateway", config.gateway)
+    gateway = deploy(serve.ingress()(Gateway), "gateway", config.gateway, _gateway_room(config))
     if config.topology == "collapsed":
         return gateway.bind(config)
     encoder = deploy(Encoder, "encoder", config.encoder).bind(config)
@@ -56,6 +60,19 @@ def build_app(config: ServeConfig) -> "Application":
         for name in _channels(config, channel_names(release))
     }
     return gateway.bind(config, encoder, channels)
+
+
+def _gateway_room(config: ServeConfig) -> int:
+    """How many requests may be inside the gateway at a time, with those that it is about to refuse.
+
+    Raises:
+        ConfigError: When Ray Serve would hold back what the gateway should refuse.
+    """
+    most, ongoing = config.limits.max_in_flight, config.gateway.max_ongoing_requests
+    if ongoing is not None and ongoing <= most:
+        hint = "What is beyond it waits in Ray Serve's queue, where no deadline and no limit is looked at."
+        raise ConfigError("gateway.max_ongoing_requests", ongoing, f"more than limits.max_in_flight ({most})", hint)
+    return _REFUSED_AT_ONCE * most
 
 
 def _channels(config: ServeConfig, names: list[str]) -> list[str]:

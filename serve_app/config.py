@@ -79,15 +79,17 @@ class Scale(Config):
         replicas: Number of replicas.
         num_cpus: Logical CPUs a replica reserves; the threads it computes with are always one.
         num_gpus: GPUs a replica reserves.
-        max_ongoing_requests: Requests a replica takes at a time; Ray Serve queues what comes beyond, unseen by us.
-        max_queued_requests: Requests that may wait there; more are refused by Ray Serve.
+        max_ongoing_requests: Requests a replica takes at a time; Ray Serve queues what comes beyond, unseen by us. Null
+            is 128, and of the gateway 16 times `limits.max_in_flight`: there it must be above that limit, since what
+            waits in Ray Serve's queue cannot be refused in time.
+        max_queued_requests: Requests that may wait there; more are refused by Ray Serve, in plain text. Null: as many.
     """
 
     replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)
-    max_ongoing_requests: int = Field(128, ge=1)
-    max_queued_requests: int = Field(128, ge=1)
+    max_ongoing_requests: int | None = Field(None, ge=1)
+    max_queued_requests: int | None = Field(None, ge=1)
 
 
 class ServeConfig(Config):

@@ -166,7 +166,10 @@ def test_serve_yaml_is_valid_and_its_arguments_build_the_application(release_pat
     assert application.import_path == "serve_app.app:build_app"
     args = {**application.args, "release": str(release_path), "topology": "composed"}
     built = call_user_app_builder_with_args_if_necessary(build_app, args)  # what `serve deploy` and `serve run` do
-    assert built._bound_deployment.name == "gateway"
+    gateway = built._bound_deployment
+    assert gateway.name == "gateway"
+    # What is beyond the limit must get as far as the gateway, which refuses it at once.
+    assert gateway.max_ongoing_requests > application.args["limits"]["max_in_flight"]
 
 
 def test_wrong_settings_are_named(release_path: Path, tmp_path: Path) -> None:
@@ -174,5 +177,7 @@ def test_wrong_settings_are_named(release_path: Path, tmp_path: Path) -> None:
         ServeConfig.parse({"release": "x", "limits": {"max_q": 1}})
     with pytest.raises(ArtifactError, match="no release"):
         build_app(ServeConfig(release=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"gateway\.max_ongoing_requests.*limits\.max_in_flight \(64\)"):
+        build_app(ServeConfig(release=str(release_path), gateway=Scale(max_ongoing_requests=64)))
     with pytest.raises(ConfigError, match=r"channels\.nope.*co_visitation"):
         build_app(ServeConfig(release=str(release_path), topology="composed", channels={"nope": FREE}))
