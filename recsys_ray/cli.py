@@ -190,14 +190,13 @@ def serve(
         str, typer.Option(help="haproxy (fast; opens more ports) or python (only this port).")
     ] = "haproxy",
 ) -> None:
-    """Serve a release over HTTP until interrupted."""
-    from recsys_ray.retrieval.release import resolve_release
+    """Serve over HTTP until interrupted: of a storage the active release, and the next one once it is activated."""
     from serve_app.config import ServeConfig
     from serve_app.run import run as serve_release
 
     if ingress not in ("haproxy", "python"):
         raise ConfigError("--ingress", ingress, "haproxy, python")
-    config = ServeConfig.parse({"release": str(resolve_release(release)), "topology": topology})
+    config = ServeConfig.parse({"release": str(release), "topology": topology})
     serve_release(config, host, port, ingress="haproxy" if ingress == "haproxy" else "python")
 
 

@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,22 +13,23 @@ from serve_app.config import Limits
 from serve_app.headers import waited_s
 from serve_app.metrics import Metrics
 from serve_app.problems import Problem, problem_response
+from serve_app.serving import Serving
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_ALWAYS_ADMITTED = ("/livez", "/readyz", "/metrics")
+_ALWAYS_ADMITTED = ("/livez", "/readyz", "/metrics", "/admin/")
 
 
 class Admission:
     """ASGI middleware. It answers 429 itself, before the body is read, so that a refusal costs next to nothing.
 
-    It leaves in ``scope["state"]``: `request_id` and `arrived` (`time.perf_counter`; where a proxy in front says when
-    the request came to it, that time).
+    It leaves in ``scope["state"]``: `serving`, the release that this answer is made from; `request_id`; and `arrived`
+    (`time.perf_counter`; where a proxy in front says when the request came to it, that time).
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, release: str, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, current: Callable[[], Serving], metrics: Metrics) -> None:
         self._app = app
         self._limits = limits
-        self._release = release
+        self._current = current
         self._metrics = metrics
         self._taken = AdaptiveLimit(limits.max_in_flight, limits.deadline_ms / 1e3)
         metrics.watch("recsys_in_flight", lambda: self._taken.in_flight)
@@ -43,7 +44,8 @@ class Admission:
         request_id = sent_id or uuid.uuid4().hex
         arrived = time.perf_counter() - waited_s(scope["headers"], time.time(), self._limits.max_deadline_ms / 1e3)
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
-        state.update(request_id=request_id, arrived=arrived)
+        serving = self._current()
+        state.update(request_id=request_id, arrived=arrived, serving=serving)
         status = 500
 
         async def send_marked(message: Message) -> None:
@@ -57,10 +59,10 @@ class Admission:
             await send(message)
 
         try:
-            if scope["path"] in _ALWAYS_ADMITTED:
+            if scope["path"].startswith(_ALWAYS_ADMITTED):
                 await self._app(scope, receive, send_marked)
             elif self._taken.in_flight >= self._taken.limit:
-                await problem_response(self._overloaded(), request_id, self._release)(scope, receive, send_marked)
+                await problem_response(self._overloaded(), request_id, serving.id)(scope, receive, send_marked)
             else:
                 await self._take_on(scope, receive, send_marked)
         finally:

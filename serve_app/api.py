@@ -267,6 +267,29 @@ class TextEncoderStatus(BaseModel):
     fidelity: dict[str, float]
 
 
+class RefusedRelease(BaseModel):
+    """The active release that does not take over; its id is empty where the pointer cannot be read."""
+
+    release: str
+    reason: str
+
+
+class FollowingStatus(BaseModel):
+    """How the replica that answers stands with the active release.
+
+    Attributes:
+        follows: Whether it follows at all; false when one release was given.
+        loading: The release that is being checked and loaded.
+        refused: The active release, where it does not take over, and why.
+        swaps: How often another release took over since the start.
+    """
+
+    follows: bool
+    loading: str | None
+    refused: RefusedRelease | None
+    swaps: int
+
+
 class StatusAnswer(Envelope):
     """What is being served.
 
@@ -279,6 +302,7 @@ class StatusAnswer(Envelope):
         counts: Items, and users with a history.
         text_encoder: What encodes the texts of questions.
         live: The replica that answers.
+        following: What it does about the active release.
     """
 
     topology: str
@@ -290,6 +314,7 @@ class StatusAnswer(Envelope):
     counts: dict[str, int]
     text_encoder: TextEncoderStatus
     live: LiveStatus
+    following: FollowingStatus
 
 
 class HealthAnswer(Envelope):

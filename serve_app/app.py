@@ -9,6 +9,7 @@ from recsys_ray.retrieval.release_files import channel_names
 from recsys_ray.retrieval.text_backends import measure
 from serve_app.config import Scale, ServeConfig
 from serve_app.deployments import ChannelWorker, Encoder, Gateway
+from serve_app.opening import first_release, followed_folder
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -28,9 +29,9 @@ def build_app(config: ServeConfig) -> "Application":
     Used by `serve deploy serve_app/serve.yaml` and ``serve run serve_app.app:build_app release=PATH``.
 
     Raises:
-        ArtifactError: When the release cannot be opened.
-        ConfigError: When `channels` names a channel that the release does not have, or the gateway has no room for
-            what it refuses.
+        ArtifactError: When there is no release, or none that may answer.
+        ConfigError: When `channels` names a channel that the release does not have, the gateway has no room for what it
+            refuses, or a setting has no effect.
     """
     from ray import serve  # here, since Ray Serve reads its switches at import: see `run`
 
@@ -45,9 +46,12 @@ def build_app(config: ServeConfig) -> "Application":
             max_surge_percent=100,
         )(cls)
 
-    release = open_release(config.release)
-    # An absolute path of one release: replicas have other working directories, and must all load the same.
-    config = override(config, {"release": str(release.path.resolve())})
+    # Absolute, since replicas have other working directories; of one release where they must all load the same.
+    folder, first = followed_folder(config), first_release(config)
+    release = open_release(first)
+    config = override(config, {"release": str(folder or first.resolve()), "follow": folder is not None})
+    if config.keys.admin is not None and folder is None:
+        raise ConfigError("keys.admin", config.keys.admin, "null", "One release is served for good: give a storage.")
     if config.text_encoder.backend == "auto" and not config.text_encoder.measured_ms:
         # Once for all replicas: each on its own might choose another one, and answer differently.
         config = override(config, {"text_encoder.measured_ms": measure(release.path)})

@@ -92,11 +92,25 @@ class Scale(Config):
     max_queued_requests: int | None = Field(None, ge=1)
 
 
+class Keys(Config):
+    """What callers must bring as ``Authorization: Bearer KEY``. Each is ``env:NAME`` or ``file:PATH``, never the key.
+
+    Attributes:
+        admin: For the routes under /admin; without it there are none.
+        write: For the routes that write events, users and items; without it anybody may.
+    """
+
+    admin: str | None = None
+    write: str | None = None
+
+
 class ServeConfig(Config):
     """The serving application.
 
     Attributes:
-        release: Directory of the release to serve; every node that runs a replica must see it.
+        release: What to serve: the storage of a run or a folder of releases, whose active release is followed; or the
+            directory of one release, which is served for good. Every node that runs a replica must see it.
+        follow: False serves what is active at the start for good; by default a storage is followed.
         topology: "collapsed" runs all stages inside the gateway's replicas (lowest latency); "composed" runs the
             encoder and each channel as deployments of their own, scaled on their own. The answers are equal.
         limits: What a request may ask for.
@@ -106,6 +120,7 @@ class ServeConfig(Config):
             the release's first such channel, if any; null: none.
         live: Histories and changes of items.
         text_encoder: What encodes the texts of questions.
+        keys: What callers must bring.
         gateway: Scale of the HTTP ingress.
         encoder: Scale of the query encoder (composed).
         channel: Scale of each channel (composed).
@@ -113,12 +128,14 @@ class ServeConfig(Config):
     """
 
     release: str
+    follow: bool | None = None
     topology: Literal["collapsed", "composed"] = "collapsed"
     limits: Limits = Limits()
     breaker: Breaker = Breaker()
     fallback: str | None = "auto"
     live: Live = Live()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
+    keys: Keys = Keys()
     gateway: Scale = Scale(max_ongoing_requests=1024, max_queued_requests=1024)
     encoder: Scale = Scale()
     channel: Scale = Scale(num_cpus=0.25)

@@ -1,6 +1,8 @@
 """What runs in replicas: plain classes, decorated by nothing; `app.build_app` turns them into deployments."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,53 +10,60 @@ from fastapi import FastAPI
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.release import load_release, load_release_channel, open_release
-from serve_app.calls import across, in_process
+from recsys_ray.retrieval.releases import Releases
+from serve_app.admin import Admin
 from serve_app.config import ServeConfig
-from serve_app.engine import Encode, Engine, Fallback, Retrieve, fallback_name
 from serve_app.histories import Histories
 from serve_app.items import Items
-from serve_app.live import LiveRelease, open_live, open_stores
+from serve_app.keys import read_key
+from serve_app.live import open_stores
+from serve_app.opening import Opener, first_release, followed_folder
 from serve_app.routes import create_api
 from serve_app.service import Service
+from serve_app.shelf import Shelf
+from serve_app.stages import Workers, load_encoding, load_retrieving
+from serve_app.swap import Swap
 
 
 class Encoder:
-    """The query encoders of a release: histories and texts to query vectors.
+    """The query encoders: histories and texts to query vectors, by whichever release the caller answers with.
 
     Args:
-        served: The application's settings, or the release itself where this process holds it already.
+        config: The application's settings.
     """
 
-    def __init__(self, served: ServeConfig | LiveRelease) -> None:
-        live = open_live(served) if isinstance(served, ServeConfig) else served
-        # Backbones load with the first text: here, not in a request.
-        live.current.retriever.encode(Queries.of_texts(("warm up",)))
+    def __init__(self, config: ServeConfig) -> None:
+        self._held = Shelf(partial(load_encoding, config), first_release(config))
 
-        def encode(queries: Queries) -> Queries:
-            return live.current.retriever.encode(live.known(queries))
-
-        self._encode = in_process(encode)
-
-    async def encode(self, queries: Queries, timeout_s: float) -> dict[str, FloatArray]:
+    async def encode(self, release: str, queries: Queries, timeout_s: float) -> dict[str, FloatArray]:
         """Query vectors by space, (B, D) each; TimeoutError where the work could not begin in time."""
-        return (await self._encode(timeout_s, queries)).vectors
+        encode = await self._held.get(release)
+        return await encode(queries, timeout_s)
+
+    async def prepare(self, release: str) -> None:
+        """Load the release of a directory, so that the first question does not have to wait for that."""
+        await self._held.prepare(release)
 
 
 class ChannelWorker:
-    """One channel of a release.
+    """One channel, of whichever release the caller answers with.
 
     Args:
-        served: As for `Encoder`.
+        config: The application's settings.
         name: The channel's name.
     """
 
-    def __init__(self, served: ServeConfig | LiveRelease, name: str) -> None:
-        self._retrieve = in_process(_retrieving(served, name))
+    def __init__(self, config: ServeConfig, name: str) -> None:
+        self._held = Shelf(partial(load_retrieving, config, name), first_release(config))
 
-    async def retrieve(self, queries: Queries, k: int, timeout_s: float) -> Candidates:
+    async def retrieve(self, release: str, queries: Queries, k: int, timeout_s: float) -> Candidates:
         """The channel's k best candidates of each query; TimeoutError where the work could not begin in time."""
-        return await self._retrieve(timeout_s, queries, k)
+        retrieve = await self._held.get(release)
+        return await retrieve(queries, k, timeout_s)
+
+    async def prepare(self, release: str) -> None:
+        """As `Encoder.prepare`."""
+        await self._held.prepare(release)
 
 
 class Gateway:
@@ -69,51 +78,21 @@ class Gateway:
     def __init__(
         self, config: ServeConfig, encoder: Any | None = None, channels: Mapping[str, Any] | None = None
     ) -> None:
-        release = load_release(config.release, config.text_encoder)
-        stores = open_stores(config.live, release.artifact.path)
-        live = LiveRelease(release, stores.items, config.live)
-        encode: Encode
-        retrieve: dict[str, Retrieve]
-        if encoder is None or channels is None:
-            encode = Encoder(live).encode
-            retrieve = {name: ChannelWorker(live, name).retrieve for name in release.retriever.channels}
-        else:
-            encode = across(encoder.encode)
-            retrieve = {name: across(handle.retrieve) for name, handle in channels.items()}
-        engine = Engine(
-            encode,
-            retrieve,
-            lambda lists: live.current.catalogue.only_present(lists),
-            config.breaker,
-            _fallback(live, config.fallback),
-        )
-        histories = Histories(stores.histories, config.limits.retry_after_s, config.breaker)
-        service = Service(live, engine, histories, config)
-        items = Items(live, stores.items, config.limits.retry_after_s)
-        self._api = create_api(service, items, config.limits)
+        workers = None
+        if encoder is not None and channels is not None:
+            workers = Workers(encoder, channels, asyncio.get_running_loop())
+        path, folder = first_release(config), followed_folder(config)
+        stores = open_stores(config.live, path)
+        opener = Opener(config, stores.items, workers)
+        first = opener.open(path)
+        opener.remember(first)
+        self.swap = swap = Swap(first, folder, opener.take_over)
+        limits = config.limits
+        histories = Histories(stores.histories, limits.retry_after_s, config.breaker)
+        items = Items(lambda: swap.current.live, stores.items, limits.retry_after_s)
+        write_key, admin_key = read_key("keys.write", config.keys.write), read_key("keys.admin", config.keys.admin)
+        admin = None if admin_key is None or folder is None else Admin(Releases(folder), admin_key)
+        self._api = create_api(Service(swap, histories, config), items, limits, write_key, admin)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name by which Ray Serve asks for the application
         return self._api
-
-
-def _fallback(live: LiveRelease, setting: str | None) -> Fallback | None:
-    name = fallback_name(setting, live.current.retriever.channels)
-    if name is None:
-        return None
-
-    def retrieve(queries: Queries, k: int) -> Candidates:
-        return live.current.retriever.channels[name].retrieve(live.known(queries), k)
-
-    return Fallback(name, retrieve)
-
-
-def _retrieving(served: ServeConfig | LiveRelease, name: str) -> Callable[[Queries, int], Candidates]:
-    if isinstance(served, ServeConfig) and served.live.store is None:
-        # Nothing ever changes, so a replica needs no more than its own channel.
-        return load_release_channel(open_release(served.release), name).retrieve
-    live = open_live(served) if isinstance(served, ServeConfig) else served
-
-    def retrieve(queries: Queries, k: int) -> Candidates:
-        return live.current.retriever.channels[name].retrieve(live.known(queries), k)
-
-    return retrieve

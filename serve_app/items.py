@@ -20,12 +20,12 @@ class Items:
     """Changes of items.
 
     Args:
-        live: The release, for encoding, and to see a change of its own at once.
+        live: The release as it is now, for encoding, and to see a change of its own at once.
         log: None: there is no live state, and changes are refused.
         retry_after_s: What a refused writer is told to wait.
     """
 
-    def __init__(self, live: LiveRelease, log: ItemLog | None, retry_after_s: int) -> None:
+    def __init__(self, live: Callable[[], LiveRelease], log: ItemLog | None, retry_after_s: int) -> None:
         self._live = live
         self._log = log
         self._retry_after_s = retry_after_s
@@ -49,17 +49,17 @@ class Items:
     def _put(self, log: ItemLog, item_id: str, body: api.ItemRequest) -> int:
         item_id = clean_id(item_id)
         picture = None if body.picture is None else decode_picture(body.picture)
-        encoded = encode_body(self._live.current, item_id, ItemBody(body.fields, picture, (), {}))
+        encoded = encode_body(self._live().current, item_id, ItemBody(body.fields, picture, (), {}))
         sequence = log.append(item_id, encoded.to_bytes())
-        self._live.catch_up()
+        self._live().catch_up()
         return sequence
 
     def _delete(self, log: ItemLog, item_id: str) -> int:
-        self._live.catch_up()  # it may have been put through another replica a moment ago
-        if self._live.current.catalogue.row(item_id) < 0:
+        self._live().catch_up()  # it may have been put through another replica a moment ago
+        if self._live().current.catalogue.row(item_id) < 0:
             raise Problem(404, f"There is no item {item_id!r}.")
         sequence = log.append(item_id, None)
-        self._live.catch_up()
+        self._live().catch_up()
         return sequence
 
     async def _in_thread(

@@ -182,12 +182,12 @@ def _follow(held: "weakref.ref[LiveRelease]", poll_s: float) -> None:
         pause.wait(poll_s)
 
 
-def open_live(config: ServeConfig) -> LiveRelease:
-    """Load a release and bring it level with the item log; for a replica that holds a part of it.
+def open_live(config: ServeConfig, path: Path) -> LiveRelease:
+    """Load the release of a directory and bring it level with the item log; for a replica that holds a part of it.
 
     Raises:
         ArtifactError: When the release cannot be loaded.
         StoreError: As `open_stores`.
     """
-    release = load_release(config.release, config.text_encoder)
+    release = load_release(path, config.text_encoder)
     return LiveRelease(release, open_stores(config.live, release.artifact.path).items, config.live)

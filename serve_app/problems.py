@@ -55,9 +55,11 @@ class ProblemDocument(BaseModel):
 
 TITLES = {
     400: "Malformed request",
+    401: "Key needed",
     404: "Not found",
     405: "Method not allowed",
     408: "Deadline passed",
+    409: "Refused",
     413: "Body too large",
     415: "Unsupported media type",
     422: "Wrong values",

@@ -11,11 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serve_app import api
+from serve_app.admin import Admin, admin_routes
 from serve_app.admission import Admission
 from serve_app.bodies import read_body
 from serve_app.config import Limits
+from serve_app.engine import Trace
 from serve_app.headers import DEADLINE_HEADER, sent_deadline_ms
 from serve_app.items import Items
+from serve_app.keys import Key, guarded
 from serve_app.metrics import Metrics
 from serve_app.openapi import asks, describe_bodies, takes
 from serve_app.problems import Problem, documented, problem_response
@@ -32,8 +35,18 @@ _PAGE_HEADERS = {
 _QUESTION_ERRORS = (400, 404, 405, 408, 413, 415, 422, 429, 503)
 
 
-def create_api(service: Service, items: Items, limits: Limits) -> FastAPI:
-    """The HTTP application over a service; plain ASGI, so it runs under Ray Serve, uvicorn or a test client alike."""
+def create_api(
+    service: Service, items: Items, limits: Limits, write_key: Key | None = None, admin: Admin | None = None
+) -> FastAPI:
+    """The HTTP application over a service; plain ASGI, so it runs under Ray Serve, uvicorn or a test client alike.
+
+    Args:
+        service: What answers.
+        items: What changes items.
+        limits: Of each request.
+        write_key: What requests that write must bring; None: nothing.
+        admin: The routes under /admin; None: there are none.
+    """
     metrics = Metrics()
     service.watch(metrics)
     app = FastAPI(
@@ -44,14 +57,16 @@ def create_api(service: Service, items: Items, limits: Limits) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a path that is almost right is a 404 that says so, no undocumented 307
     )
-    app.add_middleware(Admission, limits=limits, release=service.release_id, metrics=metrics)
-    _add_error_handlers(app, service.release_id)
+    app.add_middleware(Admission, limits=limits, current=service.current, metrics=metrics)
+    _add_error_handlers(app)
     _add_questions(app, service, limits, metrics)
     _add_lookups(app, service)
-    _add_events(app, service, limits)
-    _add_changes(app, service, items, limits)
+    _add_events(app, service, limits, write_key)
+    _add_changes(app, service, items, limits, write_key)
     _add_operations(app, service, metrics)
     _add_page(app)
+    if admin is not None:
+        app.include_router(admin_routes(admin, lambda request: service.envelope(_ask(request), Trace())))
     describe_bodies(app, limits)
     return app
 
@@ -65,7 +80,7 @@ def _add_questions(app: FastAPI, service: Service, limits: Limits, metrics: Metr
 
     def ask(request: Request) -> Ask:
         sent = sent_deadline_ms(request.headers.get(DEADLINE_HEADER), limits)
-        return Ask(request.state.request_id, request.state.arrived, sent)
+        return Ask(request.state.request_id, request.state.arrived, request.state.serving, sent)
 
     @app.post("/v1/recommend", response_model=None, responses=answers, openapi_extra=asks(api.RecommendRequest, limits))
     async def recommend(request: Request) -> Response:
@@ -104,11 +119,14 @@ def _add_lookups(app: FastAPI, service: Service) -> None:
         return _json(service.status(_ask(request)))
 
 
-def _add_events(app: FastAPI, service: Service, limits: Limits) -> None:
+def _add_events(app: FastAPI, service: Service, limits: Limits, key: Key | None) -> None:
+    guard, refusals = guarded(key)
+
     @app.post(
         "/v1/events",
         response_model=None,
-        responses={200: {"model": api.EventsAnswer}, **documented(400, 405, 408, 413, 415, 422, 429, 503)},
+        dependencies=guard,
+        responses={200: {"model": api.EventsAnswer}, **refusals, **documented(400, 405, 408, 413, 415, 422, 429, 503)},
         openapi_extra=takes(api.EventsRequest),
     )
     async def events(request: Request) -> Response:
@@ -119,19 +137,22 @@ def _add_events(app: FastAPI, service: Service, limits: Limits) -> None:
     @app.delete(
         "/v1/users/{user_id:path}",
         response_model=None,
-        responses={200: {"model": api.ErasedAnswer}, **documented(404, 405, 422, 429, 503)},
+        dependencies=guard,
+        responses={200: {"model": api.ErasedAnswer}, **refusals, **documented(404, 405, 422, 429, 503)},
     )
     async def erase(user_id: str, request: Request) -> Response:
         """Forget a user: delete the events, and never again read what the release holds of the user."""
         return _json(await service.erase(user_id, _ask(request)))
 
 
-def _add_changes(app: FastAPI, service: Service, items: Items, limits: Limits) -> None:
-    answers: dict[int | str, dict[str, Any]] = {200: {"model": api.ChangedAnswer}}
+def _add_changes(app: FastAPI, service: Service, items: Items, limits: Limits, key: Key | None) -> None:
+    guard, refusals = guarded(key)
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": api.ChangedAnswer}, **refusals}
 
     @app.put(
         "/v1/items/{item_id:path}",
         response_model=None,
+        dependencies=guard,
         responses={**answers, **documented(400, 404, 405, 408, 413, 415, 422, 429, 503)},
         openapi_extra=takes(api.ItemRequest),
     )
@@ -143,6 +164,7 @@ def _add_changes(app: FastAPI, service: Service, items: Items, limits: Limits) -
     @app.delete(
         "/v1/items/{item_id:path}",
         response_model=None,
+        dependencies=guard,
         responses={**answers, **documented(404, 405, 422, 429, 503)},
     )
     async def delete(item_id: str, request: Request) -> Response:
@@ -186,9 +208,9 @@ def _add_page(app: FastAPI) -> None:
         return Response(files[name], media_type=_PAGE_FILES[name], headers=_PAGE_HEADERS)
 
 
-def _add_error_handlers(app: FastAPI, release: str) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     def answer(request: Request, problem: Problem) -> Response:
-        return problem_response(problem, request.state.request_id, release)
+        return problem_response(problem, request.state.request_id, request.state.serving.id)
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -221,7 +243,7 @@ def _http_detail(request: Request, error: HTTPException) -> str:
 
 
 def _ask(request: Request) -> Ask:
-    return Ask(request.state.request_id, request.state.arrived)
+    return Ask(request.state.request_id, request.state.arrived, request.state.serving)
 
 
 def _json(document: Mapping[str, Any]) -> Response:

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ from serve_app import api
 from serve_app.circuit import Circuit
 from serve_app.config import ServeConfig
 from serve_app.deadline import Deadline
-from serve_app.engine import AllChannelsFailed, DeadlinePassed, Engine, Trace
+from serve_app.engine import AllChannelsFailed, DeadlinePassed, Trace
 from serve_app.histories import HISTORIES, Histories
 from serve_app.live import LiveRelease
 from serve_app.metrics import Metrics
 from serve_app.problems import Problem
+from serve_app.serving import NotWarm, Serving
+from serve_app.swap import Swap
 
 _WARM_UP_S = 30.0
 ITEMS = "items"
@@ -40,39 +42,44 @@ class Ask:
     Attributes:
         request_id: Its id.
         arrived: When it came, in `time.perf_counter` seconds.
+        serving: The release that its answer is made from.
         deadline_ms: The deadline that its headers set, for a body that sets none.
     """
 
     request_id: str
     arrived: float
+    serving: Serving
     deadline_ms: int | None = None
 
 
 class Service:
-    """The questions that can be asked of one release.
+    """The questions that can be asked of a release.
 
     Args:
-        live: The release, for ids, histories and catalogue fields, as of the newest change.
-        engine: What finds candidates.
+        swap: The release that answers; each answer is made from the one that was current when the request came.
         histories: What came of users since the release.
         config: Topology and limits.
     """
 
-    def __init__(self, live: LiveRelease, engine: Engine, histories: Histories, config: ServeConfig) -> None:
-        self._live = live
-        self._engine = engine
+    def __init__(self, swap: Swap, histories: Histories, config: ServeConfig) -> None:
+        self._swap = swap
         self._histories = histories
         self._config = config
-        self.release_id = live.current.id
+
+    def current(self) -> Serving:
+        """What answers now."""
+        return self._swap.current
 
     def watch(self, metrics: Metrics) -> None:
-        """Show how this replica stands with changes of items, and its circuits."""
+        """Show how this replica stands with changes of items and of releases, and its circuits."""
         metrics.watch("recsys_item_log_sequence", lambda: self._live.sequence)
         metrics.watch("recsys_item_log_lag_seconds", lambda: min(self._live.lag_s, _LONGEST_S))
+        metrics.watch("recsys_release_swaps", lambda: self._swap.following.swaps)
+        metrics.watch("recsys_release_refused", lambda: float(self._swap.following.refused is not None))
         metrics.watch_each(
             "recsys_circuit_open",
             "stage",
-            lambda: {stage: float(circuit.state != "closed") for stage, circuit in self._circuits.items()},
+            lambda: {stage: float(one.state != "closed") for stage, one in self._circuits(self.current()).items()},
         )
 
     async def recommend(self, body: api.RecommendRequest, ask: Ask) -> dict[str, Any]:
@@ -85,7 +92,7 @@ class Service:
         user_id = body.user_id
         known = None if user_id is None else await self._histories.of(user_id, self._deadline(body, ask), trace)
         question = self._question(
-            body, history=body.history, user_id=user_id, text=body.text, exclude_seen=body.exclusion(), live=known
+            body, ask, history=body.history, user_id=user_id, text=body.text, exclude_seen=body.exclusion(), live=known
         )
         # Whom the release does not know the histories may, when they can be read.
         if not question.known_user and not trace.degraded:
@@ -101,8 +108,9 @@ class Service:
         Raises:
             Problem: 404 unknown item, and as `recommend`.
         """
-        self._row(self._release, body.item_id)
-        question = self._release.evidence_only(self._question(body, history=[body.item_id]))
+        release = self._release(ask)
+        self._row(release, body.item_id)
+        question = release.evidence_only(self._question(body, ask, history=[body.item_id]))
         if not question.channels:
             raise Problem(422, "No channel of this release reads a history, so none can say what is similar.")
         return await self._answer(question, body, ask, Trace())
@@ -113,7 +121,7 @@ class Service:
         Raises:
             Problem: As `recommend`.
         """
-        return await self._answer(self._question(body, text=body.text), body, ask, Trace())
+        return await self._answer(self._question(body, ask, text=body.text), body, ask, Trace())
 
     async def record(self, body: api.EventsRequest, ask: Ask) -> dict[str, Any]:
         """Write events into the users' histories; the next answer reads them.
@@ -122,10 +130,10 @@ class Service:
             Problem: 422 a timestamp that is none, 503 not written.
         """
         await self._histories.append(list(zip((one.user_id for one in body.events), events_of(body), strict=True)))
-        catalogue = self._live.current.catalogue
+        catalogue = ask.serving.live.current.catalogue
         ids = dict.fromkeys(one.item_id for one in body.events)
         unknown = [item_id for item_id in ids if catalogue.row(item_id) < 0]
-        return {"accepted": len(body.events), "unknown_items": unknown, **self._envelope(ask, Trace())}
+        return {"accepted": len(body.events), "unknown_items": unknown, **self.envelope(ask, Trace())}
 
     async def erase(self, user_id: str, ask: Ask) -> dict[str, Any]:
         """Forget a user: events are deleted, and what the release holds of the user is not read any more.
@@ -134,11 +142,11 @@ class Service:
             Problem: 503 not written.
         """
         await self._histories.erase(user_id)
-        return {"user_id": user_id, **self._envelope(ask, Trace())}
+        return {"user_id": user_id, **self.envelope(ask, Trace())}
 
     def changed(self, item_id: str, sequence: int, ask: Ask) -> dict[str, Any]:
         """That an item was put or deleted."""
-        return {"item_id": item_id, "sequence": sequence, **self._envelope(ask, Trace())}
+        return {"item_id": item_id, "sequence": sequence, **self.envelope(ask, Trace())}
 
     def item(self, item_id: str, ask: Ask) -> dict[str, Any]:
         """One item's catalogue fields.
@@ -146,31 +154,33 @@ class Service:
         Raises:
             Problem: 404 unknown item, 503 this replica is behind.
         """
-        release = self._release
+        release = self._release(ask)
         row = self._row(release, item_id)
         fields = release.catalogue.shown(np.array([row]), release.items.column_names)[0]
         described = {"item_id": item_id, "title": release.catalogue.title(row), "fields": _plain(fields)}
-        return {**described, **self._envelope(ask, Trace())}
+        return {**described, **self.envelope(ask, Trace())}
 
     def status(self, ask: Ask) -> dict[str, Any]:
         """What is being served."""
-        release = self._live.current
+        live, engine = ask.serving.live, ask.serving.engine
+        release = live.current
         return {
-            **self._envelope(ask, Trace()),
+            **self.envelope(ask, Trace()),
             "topology": self._config.topology,
-            "channels": self._engine.channel_names,
-            "fallback": self._engine.fallback_name,
-            "circuits": {stage: circuit.state for stage, circuit in self._circuits.items()},
+            "channels": engine.channel_names,
+            "fallback": engine.fallback_name,
+            "circuits": {stage: circuit.state for stage, circuit in self._circuits(ask.serving).items()},
             "spaces": [encoder.space_id for encoder in release.retriever.encoders],
             "fields": release.items.column_names,
             "counts": {"items": len(release.catalogue), "users": len(release.histories.user_ids)},
             "text_encoder": self._text_encoder(release),
             "live": {
                 "replica": f"{socket.gethostname()}:{os.getpid()}",
-                "sequence": self._live.sequence,
-                "lag_s": min(round(self._live.lag_s, 3), _LONGEST_S),
+                "sequence": live.sequence,
+                "lag_s": min(round(live.lag_s, 3), _LONGEST_S),
                 "max_lag_s": self._config.live.max_lag_s,
             },
+            "following": asdict(self._swap.following),
         }
 
     def _text_encoder(self, release: Release) -> dict[str, Any]:
@@ -181,7 +191,7 @@ class Service:
 
     def alive(self, ask: Ask) -> dict[str, Any]:
         """That this process answers."""
-        return {**self._envelope(ask, Trace()), "status": "alive"}
+        return {**self.envelope(ask, Trace()), "status": "alive"}
 
     async def ready(self, ask: Ask) -> dict[str, Any]:
         """That every stage has answered once; asks those that have not.
@@ -189,29 +199,23 @@ class Service:
         Raises:
             Problem: 503, naming the stages that have not answered, or how far this replica is behind.
         """
-        self._require_level()
-        if self._engine.not_ready:
-            await self._warm_up()
-        missing = self._engine.not_ready
-        if missing:
-            raise Problem(503, f"Still waiting for: {', '.join(missing)}.", headers={"Retry-After": "1"})
-        return {**self._envelope(ask, Trace()), "status": "ready"}
-
-    async def _warm_up(self) -> None:
-        """Ask every stage with a history and a text, so that what loads at first use is loaded."""
-        release = self._live.current
-        question = release.question(release.item_ids.externals([0]), text="warm up")
-        try:
-            await self._candidates(question, 1, Deadline(_WARM_UP_S), Trace())
-        except (DeadlinePassed, AllChannelsFailed):
-            return  # the caller reports which stages are missing
+        self._require_level(ask)
+        if ask.serving.engine.not_ready:
+            try:
+                await ask.serving.warm_up(_WARM_UP_S)
+            except NotWarm as missing:
+                raise Problem(503, str(missing), headers={"Retry-After": "1"}) from None
+        return {**self.envelope(ask, Trace()), "status": "ready"}
 
     @property
-    def _circuits(self) -> dict[str, Circuit]:
-        return {**self._engine.circuits, HISTORIES: self._histories.circuit}
+    def _live(self) -> LiveRelease:
+        return self.current().live
 
-    def _question(self, body: api.Request, **asked: Any) -> Question:
-        release = self._release
+    def _circuits(self, serving: Serving) -> dict[str, Circuit]:
+        return {**serving.engine.circuits, HISTORIES: self._histories.circuit}
+
+    def _question(self, body: api.Request, ask: Ask, **asked: Any) -> Question:
+        release = self._release(ask)
         try:
             question = release.question(**asked, filters=None if body.filters is None else body.filters.plain())
         except ConfigError as error:
@@ -220,18 +224,17 @@ class Service:
             raise Problem(422, f"This release has no channel that answers a question by {', '.join(asked)}.")
         return question
 
-    @property
-    def _release(self) -> Release:
-        """The release as of now; stale data is not answered from.
+    def _release(self, ask: Ask) -> Release:
+        """The release that this answer is made from, as of now; stale data is not answered from.
 
         Raises:
             Problem: 503 this replica is behind.
         """
-        self._require_level()
-        return self._live.current
+        self._require_level(ask)
+        return ask.serving.live.current
 
-    def _require_level(self) -> None:
-        if self._live.is_stale:
+    def _require_level(self, ask: Ask) -> None:
+        if ask.serving.live.is_stale:
             bound = f"{self._config.live.max_lag_s} s (live.max_lag_s)"
             detail = f"This replica could not read the item log for longer than {bound}: it may be out of date."
             raise Problem(503, detail, headers={"Retry-After": str(self._config.limits.retry_after_s)})
@@ -253,7 +256,7 @@ class Service:
 
     async def _answer(self, question: Question, body: api.Request, ask: Ask, trace: Trace) -> dict[str, Any]:
         try:
-            fused = await self._candidates(question, body.k, self._deadline(body, ask), trace)
+            fused = await ask.serving.candidates(question, body.k, self._deadline(body, ask), trace)
         except DeadlinePassed:
             late = ", ".join(trace.late)
             detail = f"No channel answered within {self._timeout_ms(body, ask)} ms; late: {late}."
@@ -261,13 +264,10 @@ class Service:
         except AllChannelsFailed:
             retry = {"Retry-After": str(self._config.limits.retry_after_s)}
             raise Problem(503, f"Every channel failed: {', '.join(trace.failed)}.", headers=retry) from None
-        return {"items": self._items(fused, body), **self._envelope(ask, trace)}
+        return {"items": self._items(fused, body, ask), **self.envelope(ask, trace)}
 
-    async def _candidates(self, question: Question, k: int, deadline: Deadline, trace: Trace) -> Fused:
-        return await self._engine.candidates(question, self._live.current.fusion_for(question), k, deadline, trace)
-
-    def _items(self, fused: Fused, body: api.Request) -> list[dict[str, Any]]:
-        release = self._live.current
+    def _items(self, fused: Fused, body: api.Request, ask: Ask) -> list[dict[str, Any]]:
+        release = ask.serving.live.current
         try:
             found = release.answer(fused, fields=body.fields)
         except ConfigError as error:
@@ -278,12 +278,13 @@ class Service:
                 item["explain"] = {source.channel: _vote(source) for source in sources}
         return items
 
-    def _envelope(self, ask: Ask, trace: Trace) -> dict[str, Any]:
+    def envelope(self, ask: Ask, trace: Trace) -> dict[str, Any]:
+        """What every answer carries."""
         total_ms = round((time.perf_counter() - ask.arrived) * 1e3, 3)
         return {
-            "release": self.release_id,
+            "release": ask.serving.id,
             "request_id": ask.request_id,
-            "degraded": [*trace.degraded, ITEMS] if self._live.is_late else trace.degraded,
+            "degraded": [*trace.degraded, ITEMS] if ask.serving.live.is_late else trace.degraded,
             "timings_ms": {**trace.timings_ms, "total": total_ms},
         }
 

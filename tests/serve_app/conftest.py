@@ -1,6 +1,7 @@
 """One small release for all tests of the room, the application over it in process, and both topologies for real."""
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import Release, ReleaseParts, load_release, write_release
 from serve_app.config import Limits, Live, ServeConfig
 from serve_app.deployments import Gateway
+from tests.serve_app.swapping import BROKEN, ONE, OTHER, broken_copy
 
 NEWCOMER = "newcomer"  # a user the release knows, without a history
 LIMITS = Limits(max_body_bytes=4096, max_k=100, max_history=50, max_text_chars=200)
@@ -53,8 +55,22 @@ def release_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.publish("release", "tiny", lambda folder: write_release(folder, parts), {}, {"dataset": made.id}).path
 
 
-def _parts(dataset: Dataset, root: Path) -> ReleaseParts:
-    torch.manual_seed(0)
+@pytest.fixture(scope="session")
+def two_releases(release_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with that release, another one over 130 items with other towers, and a broken copy of that one."""
+    root = tmp_path_factory.mktemp("releases")
+    store = ArtifactStore(root / "storage")
+    data = make_synthetic(root / "raw", users=60, items=130, events_per_user=12)
+    made = store.publish("dataset", "d", lambda folder: prepare(data, SplitConfig(), folder), {}, {})
+    parts = _parts(load_dataset(made), root, seed=1)
+    path = store.publish("release", OTHER, lambda folder: write_release(folder, parts), {}, {"dataset": made.id}).path
+    shutil.copytree(release_path, path.parent / ONE)
+    broken_copy(path.parent, OTHER, BROKEN)
+    return path.parent
+
+
+def _parts(dataset: Dataset, root: Path, seed: int = 0) -> ReleaseParts:
+    torch.manual_seed(seed)
     towers = root / "towers"
     towers.mkdir()
     config = TwoTowerConfig(dim=16, text=None, image=None, vectors=None)
