@@ -1,6 +1,5 @@
 """The command line: a sub-command a stage, plus run, export, demo, compare, serve, recommend, tune, plan, doctor."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +8,10 @@ import click
 import typer
 from rich.console import Console
 
+from recsys_ray.cli_arguments import ReleasePath
 from recsys_ray.cli_plan import app as plan_app
+from recsys_ray.cli_recommend import recommend
+from recsys_ray.cli_releases import app as releases_app
 from recsys_ray.core.errors import ConfigError, RecsysError
 
 if TYPE_CHECKING:
@@ -31,9 +33,7 @@ Settings = Annotated[
 Storage = Annotated[
     Path | None, typer.Option(help="Where artifacts, report and release go; short for --set storage=FOLDER.")
 ]
-ReleasePath = Annotated[Path, typer.Argument(help="A release folder, or the --storage folder of a run.")]
 ReportPath = Annotated[Path, typer.Argument(help="The --storage folder of a run, a report's folder, or report.json.")]
-Count = Annotated[int, typer.Option("-k", "--k", min=1, help="How many candidates.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")]
 
@@ -157,25 +157,7 @@ def compare(
         html.write_text(render_comparison(comparison), encoding="utf-8")
 
 
-@app.command()
-def recommend(
-    release: ReleasePath,
-    history: Annotated[str, typer.Option(help="Item ids, oldest first, separated by commas.")] = "",
-    user: Annotated[str, typer.Option(help="A user id of the event log.")] = "",
-    text: Annotated[str, typer.Option(help="Free text to search for.")] = "",
-    k: Count = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Ask a release without a server. Give exactly one of --history, --user and --text."""
-    from recsys_ray.retrieval.release import load_release, resolve_release
-
-    given = [name for name, value in (("--history", history), ("--user", user), ("--text", text)) if value]
-    if len(given) != 1:
-        raise ConfigError("recommend", given or "no question", "exactly one of --history, --user and --text")
-    loaded = load_release(resolve_release(release))
-    ids = [part.strip() for part in history.split(",") if part.strip()]
-    items = loaded.search(text, k) if text else loaded.recommend(history=ids or None, user_id=user or None, k=k)
-    _print_items(items, as_json)
+app.command()(recommend)
 
 
 @app.command()
@@ -284,6 +266,7 @@ def pareto(  # noqa: PLR0913 (options of one command)
 
 
 app.add_typer(plan_app, name="plan")
+app.add_typer(releases_app, name="releases")
 
 
 @app.command()
@@ -310,14 +293,6 @@ def _verify_parity(config: "RunConfig", given: dict[str, Any]) -> int:
     if not failures:
         typer.echo("equal: several workers train as one does")
     return int(bool(failures))
-
-
-def _print_items(items: list[Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps([vars(item) for item in items], indent=1, default=str))
-        return
-    for place, item in enumerate(items, 1):
-        typer.echo(f"{place:3}. {item.title or item.item_id}  [{item.item_id}]  from {', '.join(item.channels)}")
 
 
 def _escape(text: str) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from recsys_ray.core.errors import ConfigError
 from recsys_ray.retrieval import filters as language
 from recsys_ray.retrieval.filters.language import MAX_CONDITIONS, MAX_VALUES
 
@@ -106,3 +107,18 @@ def path_of(location: tuple[int | str, ...]) -> str:
     """The dotted path of a wrong part of a filter as it stands in the JSON, without the names of alternatives."""
     keys = {"filters", "op", "field", "value", "values", "min", "max", "of"}
     return ".".join(str(part) for part in location if isinstance(part, int) or part in keys)
+
+
+def parse_filter(setting: str, text: str) -> language.Filter:
+    """A filter from its JSON, for what is not HTTP.
+
+    Raises:
+        ConfigError: Naming the setting and what is wrong.
+    """
+    adapter: TypeAdapter[AnyFilter] = TypeAdapter(AnyFilter)
+    try:
+        return adapter.validate_json(text).plain()
+    except ValidationError as error:
+        first = error.errors()[0]
+        hint = f"{path_of(('filters', *first['loc']))}: {first['msg']}"
+        raise ConfigError(setting, text, "a filter as docs/filters.md has it", hint) from None

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -104,7 +105,37 @@ def test_storage_may_be_set_like_any_other_setting(tmp_path):
 def test_recommend_wants_one_question(storage):
     done = failing("recommend", str(storage))
     assert done.returncode == 2
-    assert "exactly one of --history, --user and --text" in done.stderr
+    assert "exactly one of --history, --user, --text, --all-users, --users" in done.stderr
+
+
+def test_recommend_asks_for_many_users(storage, tmp_path):
+    filters, seen = '{"op": "range", "field": "price", "max": 40}', '{"kinds": ["interaction"], "within_days": 9000}'
+    options = ["--to", str(tmp_path / "to"), "-k", "3", "--filters", filters, "--exclude-seen", seen, "--no-ray"]
+    done = invoke("recommend", str(storage), "--all-users", *options)
+    assert done.exit_code == 0, done.exception
+    assert "60 users in" in done.stdout
+    table = pq.read_table(tmp_path / "to")
+    assert set(table.column("rank").to_pylist()) == {1, 2, 3}
+    one = invoke("recommend", str(storage), "--user", "u0", *options[2:-1], "--json")
+    of_u0 = [row["item_id"] for row in table.to_pylist() if row["user_id"] == "u0"]
+    assert [item["item_id"] for item in json.loads(one.stdout)] == of_u0
+    assert of_u0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--all-users"], "--all-users --to FOLDER"),
+        (["--history", "i1", "--to", "x"], "with --all-users or --users alone"),
+        (["--user", "u0", "--exclude-seen", "maybe"], "--exclude-seen: got 'maybe'"),
+        (["--user", "u0", "--exclude-seen", "{}"], "give within_days, kinds or both"),
+        (["--history", "i1", "--exclude-seen", '{"kinds": ["buy"]}'], "true or false without a user_id"),
+        (["--history", "i1", "--filters", '{"op": "is"}'], "--filters: got"),
+    ],
+)
+def test_recommend_refuses_what_does_not_fit(storage, options, error):
+    done = invoke("recommend", str(storage), *options)
+    assert error in str(done.exception)
 
 
 def test_recommend_without_a_release(tmp_path):

@@ -118,6 +118,22 @@ def cluster_cpus() -> int:
     return max(1, int(resources.get("CPU", 1)))
 
 
+@contextmanager
+def quiet_data() -> Iterator[None]:
+    """Our own progress line instead of Ray Data's bars and plans; its errors still show."""
+    import ray.data  # seconds more than Ray itself
+
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    shown, level = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = shown
+        logger.setLevel(level)
+
+
 def disconnect(connection: Connection) -> None:
     """Leave the cluster, which ends it when it is private; nothing happens when `connect` found the process in one."""
     if connection.ours:

@@ -1,6 +1,5 @@
 """The same encoding on a cluster: Ray Data actors, each with its own copy of the model and one thread."""
 
-import logging
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ import ray.data
 import torch
 
 from recsys_ray.core.arrays import FloatArray
+from recsys_ray.core.on_ray import quiet_data
 from recsys_ray.core.progress import track
 from recsys_ray.embedding.cache import FeatureCache, column_of, matrix_of
 from recsys_ray.embedding.encode import Chunk, collect, embed_items, encode_chunk, plan
@@ -64,7 +64,7 @@ def compute_features_on_ray(
     chunks = plan(pieces, store)
     if chunks:
         tables = [pa.table({_HASH: chunk.hashes, _CONTENT: chunk.contents}) for chunk in chunks]
-        with _quiet_data():
+        with quiet_data():
             encoded = ray.data.from_arrow(tables).map_batches(
                 _FeatureActor,
                 fn_constructor_kwargs={"config": config, "on_gpu": pool.gpus > 0},
@@ -96,7 +96,7 @@ def embed_items_on_ray(
     vectors = np.zeros((len(inputs), dim), np.float32)
     starts = list(range(0, len(inputs), batch_size))
     tables = [pa.table({_ROW: np.arange(start, min(start + batch_size, len(inputs)))}) for start in starts]
-    with _written(inputs, scratch) as path, _quiet_data():
+    with _written(inputs, scratch) as path, quiet_data():
         embedded = ray.data.from_arrow(tables).map_batches(
             _ItemActor,
             fn_constructor_kwargs={"towers": str(towers), "inputs": str(path), "on_gpu": pool.gpus > 0},
@@ -161,17 +161,3 @@ def _written(inputs: ItemInputs, scratch: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _quiet_data() -> Iterator[None]:
-    """Our own progress line instead of Ray Data's bars and plans; its errors still show."""
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    shown, level = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = shown
-        logger.setLevel(level)
