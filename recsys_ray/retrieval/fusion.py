@@ -1,7 +1,7 @@
 """Fusion: the channels' lists merged into one. Pure; serving and evaluation call the same `combine`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -139,11 +139,14 @@ class Fused:
     scores: FloatArray
     shares: FloatArray
 
-    def sources(self, query: int, place: int) -> dict[str, int]:
-        """Channel to rank from 0, for one candidate, best rank first."""
-        ranks = self.ranks[query, place].tolist()
-        found = [(rank, name) for rank, name in zip(ranks, self.channels, strict=True) if rank >= 0]
-        return {name: rank for rank, name in sorted(found)}
+    def sources(self, query: int, places: Sequence[int]) -> list[dict[str, int]]:
+        """Channel to rank from 0, for some candidates of a query, best rank first."""
+        ranks = self.ranks[query, places].tolist()
+        found = [
+            sorted((rank, name) for rank, name in zip(of_one, self.channels, strict=True) if rank >= 0)
+            for of_one in ranks
+        ]
+        return [{name: rank for rank, name in pairs} for pairs in found]
 
 
 def combine(lists: dict[str, Candidates], fusion: Fusion, k: int) -> Fused:
@@ -177,11 +180,8 @@ def contributions(lists: dict[str, Candidates], union: Union, fusion: Fusion) ->
     """(E,) what each list entry counts before its channel's weight."""
     if fusion.method == "weighted":
         return scaled_scores(lists, union, fusion.temperatures)
-    entry_query = union.query[union.member]
-    counts = np.empty(len(union.score))
-    for place, candidates in enumerate(lists.values()):
-        mine = np.flatnonzero(union.channel == place)
-        counts[mine] = 1.0 / (fusion.rrf_k + mean_ranks(candidates.scores)[entry_query[mine], union.rank[mine]] + 1.0)
+    ranks = np.concatenate([mean_ranks(candidates.scores) for candidates in lists.values()], axis=1)
+    counts: Numbers = 1.0 / (fusion.rrf_k + ranks[union.query[union.member], union.column] + 1.0)
     return counts
 
 

@@ -264,12 +264,13 @@ class Release:
         rows = fused.candidates.rows[query, places]
         shown = self.catalogue.shown(rows, fields) if fields else []
         scores = fused.candidates.scores[query, places].tolist()
+        sources = fused.sources(query, places)
         return [
             Recommended(
                 self.catalogue.external(row),
                 self.catalogue.title(row),
                 scores[order],
-                {name: rank + 1 for name, rank in fused.sources(query, places[order]).items()},
+                {name: rank + 1 for name, rank in sources[order].items()},
                 shown[order] if shown else {},
             )
             for order, row in enumerate(rows.tolist())

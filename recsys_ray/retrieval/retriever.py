@@ -1,7 +1,7 @@
 """The retriever: encoders, channels and fusion joined; the same online and offline."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.core.config import override
@@ -33,6 +33,7 @@ class Retriever:
     channels: Mapping[str, Source]
     encoders: tuple[QueryEncoder, ...]
     fusion: Fusion
+    _untuned: dict[tuple[str, ...], Fusion] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         missing = set(self.channels) - set(self.fusion.weights)
@@ -71,6 +72,12 @@ class Retriever:
         Trained towers place words by what people chose together, which says less of the words than their own meaning:
         where another channel reads them too, the towers count a quarter.
         """
+        known = self._untuned.get(tuple(names))
+        if known is None:
+            known = self._untuned[tuple(names)] = self._equal(names)
+        return known
+
+    def _equal(self, names: list[str]) -> Fusion:
         trained = {encoder.space_id for encoder in self.encoders if isinstance(encoder, TowerQueryEncoder)}
         weights = {name: _TOWERS_SHARE if _space(self.channels[name]) in trained else 1.0 for name in names}
         equal = Fusion.equal(names, self.fusion.depth)

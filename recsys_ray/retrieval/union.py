@@ -22,6 +22,7 @@ class Union:
         query: (U,) query of each distinct candidate, rising.
         row: (U,) its item row, rising within a query.
         member: (E,) the distinct candidate behind each list entry.
+        column: (E,) the place of each list entry in its query's lists, end to end.
         channel: (E,) the channel of each entry.
         rank: (E,) its rank from 0 in its list.
         score: (E,) its own score.
@@ -30,6 +31,7 @@ class Union:
     query: IntArray
     row: IntArray
     member: IntArray
+    column: IntArray
     channel: IntArray
     rank: IntArray
     score: FloatArray
@@ -44,11 +46,12 @@ def unite(lists: dict[str, Candidates]) -> Union:
     channel = np.repeat(np.arange(len(depths)), depths)
     rank = np.concatenate([np.arange(depth) for depth in depths])
     flat = np.flatnonzero(rows.ravel() >= 0)
-    query, column = flat // max(width, 1), flat % max(width, 1)
+    query, column = np.divmod(flat, max(width, 1))
     row = rows.ravel()[flat]
     span = int(row.max(initial=0)) + 1
     distinct, member = np.unique(query * span + row, return_inverse=True)
-    return Union(distinct // span, distinct % span, member, channel[column], rank[column], scores.ravel()[flat])
+    owner, found = np.divmod(distinct, span)
+    return Union(owner, found, member, column, channel[column], rank[column], scores.ravel()[flat])
 
 
 def mean_ranks(scores: FloatArray) -> Numbers:
@@ -60,8 +63,10 @@ def mean_ranks(scores: FloatArray) -> Numbers:
     num_queries, depth = scores.shape
     first = np.ones(scores.shape, np.bool_)
     first[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    if first.all():  # no two are equal, as in most lists of real scores
+        return np.tile(np.arange(depth, dtype=np.float64), (num_queries, 1))
     group = np.cumsum(first.ravel()) - 1
-    starts = np.broadcast_to(np.arange(depth), scores.shape)[first]
+    starts = np.flatnonzero(first.ravel()) % depth
     means = starts + (np.bincount(group, minlength=len(starts)) - 1) / 2
     return np.asarray(means[group].reshape(num_queries, depth), np.float64)
 

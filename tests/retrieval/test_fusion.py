@@ -72,7 +72,7 @@ def test_combine_equals_a_dictionary(seed: int, channels: int, queries: int, dep
                 assert fused.ranks[query, place, column] == (at[0] if len(at) else -1)
             sources = explain(fused, query, place)
             assert sum(source.share for source in sources) == pytest.approx(score, abs=1e-6)
-            assert {source.channel: source.rank - 1 for source in sources} == fused.sources(query, place)
+            assert {source.channel: source.rank - 1 for source in sources} == fused.sources(query, [place])[0]
 
 
 def test_a_channel_without_weight_is_an_error() -> None:
