@@ -267,6 +267,22 @@ class TextEncoderStatus(BaseModel):
     fidelity: dict[str, float]
 
 
+class RecallStatus(BaseModel):
+    """What the replica that answers measured of its indexes on live questions, in idle time.
+
+    Attributes:
+        share: The share of the questions that is measured; 0: none.
+        recall: Channel to its recall@k by what the questions' filters allow; empty before anything was measured.
+        rebuild_wanted: Whether an index fell below its target.
+        reason: Which, and by how much.
+    """
+
+    share: float
+    recall: dict[str, dict[str, float]]
+    rebuild_wanted: bool
+    reason: str | None
+
+
 class RefusedRelease(BaseModel):
     """The active release that does not take over; its id is empty where the pointer cannot be read."""
 
@@ -302,6 +318,7 @@ class StatusAnswer(Envelope):
         counts: Items, and users with a history.
         text_encoder: What encodes the texts of questions.
         live: The replica that answers.
+        recall: How well its indexes find what they should.
         following: What it does about the active release.
     """
 
@@ -314,6 +331,7 @@ class StatusAnswer(Envelope):
     counts: dict[str, int]
     text_encoder: TextEncoderStatus
     live: LiveStatus
+    recall: RecallStatus
     following: FollowingStatus
 
 

@@ -72,6 +72,24 @@ class Live(Config):
     compact_at: int = Field(10_000, ge=1)
 
 
+class RecallCheck(Config):
+    """How the recall of the indexes is watched while they serve; docs/live.md.
+
+    Attributes:
+        share: So many of the questions are asked again, exactly, while no request is in flight; 0 measures nothing.
+        target: The recall that must hold; null is what each index was chosen by (`index.target_recall`).
+        window: The last so many questions of a kind are judged.
+        queue: So many may wait to be measured; more are dropped.
+        core_share: The most of one core that measuring takes, on average.
+    """
+
+    share: float = Field(0.01, ge=0, le=1)
+    target: float | None = Field(None, gt=0, le=1)
+    window: int = Field(500, ge=30)
+    queue: int = Field(32, ge=1)
+    core_share: float = Field(0.05, gt=0, le=1)
+
+
 class Scale(Config):
     """How many replicas a deployment has and what each of them reserves.
 
@@ -119,6 +137,7 @@ class ServeConfig(Config):
             answer when no other channel gives one: one that reads nothing of the question, like popularity. "auto" is
             the release's first such channel, if any; null: none.
         live: Histories and changes of items.
+        recall: How the recall of the indexes is watched.
         text_encoder: What encodes the texts of questions.
         keys: What callers must bring.
         gateway: Scale of the HTTP ingress.
@@ -134,6 +153,7 @@ class ServeConfig(Config):
     breaker: Breaker = Breaker()
     fallback: str | None = "auto"
     live: Live = Live()
+    recall: RecallCheck = RecallCheck()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     keys: Keys = Keys()
     gateway: Scale = Scale(max_ongoing_requests=1024, max_queued_requests=1024)

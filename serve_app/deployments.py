@@ -17,6 +17,7 @@ from serve_app.histories import Histories
 from serve_app.items import Items
 from serve_app.keys import read_key
 from serve_app.live import open_stores
+from serve_app.live_recall import LiveRecall
 from serve_app.opening import Opener, first_release, followed_folder
 from serve_app.routes import create_api
 from serve_app.service import Service
@@ -83,7 +84,8 @@ class Gateway:
             workers = Workers(encoder, channels, asyncio.get_running_loop())
         path, folder = first_release(config), followed_folder(config)
         stores = open_stores(config.live, path)
-        opener = Opener(config, stores.items, workers)
+        recall = LiveRecall(config.recall)
+        opener = Opener(config, stores.items, workers, recall.offer)
         first = opener.open(path)
         opener.remember(first)
         self.swap = swap = Swap(first, folder, opener.take_over)
@@ -92,7 +94,7 @@ class Gateway:
         items = Items(lambda: swap.current.live, stores.items, limits.retry_after_s)
         write_key, admin_key = read_key("keys.write", config.keys.write), read_key("keys.admin", config.keys.admin)
         admin = None if admin_key is None or folder is None else Admin(Releases(folder), admin_key)
-        self._api = create_api(Service(swap, histories, config), items, limits, write_key, admin)
+        self._api = create_api(Service(swap, histories, recall, config), items, limits, write_key, admin)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name by which Ray Serve asks for the application
         return self._api

@@ -28,6 +28,7 @@ Encode = Callable[[Queries, float], Awaitable[dict[str, FloatArray]]]
 Retrieve = Callable[[Queries, int, float], Awaitable[Candidates]]
 """The last argument of both is the time that the call has, in seconds."""
 OnlyPresent = Callable[[Mapping[str, Candidates]], dict[str, Candidates]]
+Observe = Callable[[Queries, tuple[str, ...]], None]
 
 ENCODER = "encoder"
 _ENCODER_SHARE = 0.5  # so that channels that need no query vector still have time when the encoder is late
@@ -106,6 +107,7 @@ class Engine:
         only_present: Takes from the lists what is no item (any more).
         breaker: When a stage that keeps failing is left out.
         fallback: Stands in for the channel of its name.
+        observe: Is shown each question that was encoded, and the channels that were asked; it must be quick.
     """
 
     def __init__(
@@ -115,11 +117,13 @@ class Engine:
         only_present: OnlyPresent = dict,
         breaker: Breaker = _BREAKER,
         fallback: Fallback | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._encode = encode
         self._channels = dict(channels)
         self._only_present = only_present
         self._fallback = fallback
+        self._observe = observe
         self._circuits = {name: Circuit(breaker) for name in (ENCODER, *self._channels)}
         self._answered: set[str] = set()
 
@@ -176,6 +180,8 @@ class Engine:
         start = time.perf_counter()
         fused = combine(self._only_present(lists), fusion, k)
         trace.timings_ms["fusion"] = _ms_since(start)
+        if self._observe is not None and vectors is not None:
+            self._observe(encoded, question.channels)
         return fused
 
     async def _stage(

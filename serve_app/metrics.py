@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
+ReadEach = Callable[[], Mapping[tuple[str, ...], float]]
+"""The values of the labels to the value that is shown for them."""
+
 
 class Metrics:
     """Requests by route and status, their duration, and stages left out of answers.
@@ -18,15 +21,19 @@ class Metrics:
         self._within: Counter[tuple[str, float]] = Counter()
         self._degraded: Counter[str] = Counter()
         self._gauges: dict[str, Callable[[], float]] = {}
-        self._labelled: dict[tuple[str, str], Callable[[], Mapping[str, float]]] = {}
+        self._labelled: dict[str, tuple[tuple[str, ...], ReadEach]] = {}
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
         """Show a value as it is when the metrics are read."""
         self._gauges[name] = read
 
-    def watch_each(self, name: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
-        """Show a value for each value of a label, as they are when the metrics are read."""
-        self._labelled[name, label] = read
+    def watch_each(self, name: str, labels: tuple[str, ...], read: ReadEach) -> None:
+        """Show a value for each value of the labels, as they are when the metrics are read."""
+        self._labelled[name] = labels, read
+
+    def read(self, name: str) -> float:
+        """A value that is watched, as it is now."""
+        return self._gauges[name]()
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -55,9 +62,11 @@ class Metrics:
         lines += [f'recsys_degraded_total{{stage="{name}"}} {count}' for name, count in sorted(self._degraded.items())]
         for name, read in self._gauges.items():
             lines += [f"# TYPE {name} gauge", f"{name} {read():.6f}"]
-        for (name, label), read_each in self._labelled.items():
+        for name, (labels, read_each) in self._labelled.items():
             lines.append(f"# TYPE {name} gauge")
-            lines += [f'{name}{{{label}="{one}"}} {value:.6f}' for one, value in read_each().items()]
+            for values, value in read_each().items():
+                pairs = ",".join(f'{label}="{one}"' for label, one in zip(labels, values, strict=True))
+                lines.append(f"{name}{{{pairs}}} {value:.6f}")
         return "\n".join(lines) + "\n"
 
     def _histogram(self, route: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from recsys_ray.core.artifacts import MANIFEST, open_artifact
@@ -10,7 +10,7 @@ from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.online.item_log import ItemLog
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.release import load_release
+from recsys_ray.retrieval.release import Release, load_release
 from recsys_ray.retrieval.release_files import channel_names, releases_folder, resolve_release
 from recsys_ray.retrieval.release_parts import KIND
 from recsys_ray.retrieval.release_pointer import read_pointer
@@ -68,12 +68,20 @@ class Opener:
         config: The application's settings.
         items: The item log, None without live state.
         workers: The deployments that hold the stages; None: this process does.
+        observe: Is shown each release with a question that it was asked, and the channels; it must be quick.
     """
 
-    def __init__(self, config: ServeConfig, items: ItemLog | None, workers: Workers | None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        items: ItemLog | None,
+        workers: Workers | None,
+        observe: Callable[[Release, Queries, tuple[str, ...]], None],
+    ) -> None:
         self._config = config
         self._items = items
         self._workers = workers
+        self._observe = observe
         self._folder = followed_folder(config)
 
     def open(self, path: Path) -> Serving:
@@ -91,6 +99,7 @@ class Opener:
             lambda lists: live.current.catalogue.only_present(lists),
             self._config.breaker,
             _fallback(live, self._config.fallback),
+            lambda queries, names: self._observe(live.current, queries, names),
         )
         return Serving(live, engine)
 

@@ -25,6 +25,7 @@ from serve_app.deadline import Deadline
 from serve_app.engine import AllChannelsFailed, DeadlinePassed, Trace
 from serve_app.histories import HISTORIES, Histories
 from serve_app.live import LiveRelease
+from serve_app.live_recall import LiveRecall
 from serve_app.metrics import Metrics
 from serve_app.problems import Problem
 from serve_app.serving import NotWarm, Serving
@@ -58,12 +59,14 @@ class Service:
     Args:
         swap: The release that answers; each answer is made from the one that was current when the request came.
         histories: What came of users since the release.
+        recall: Is shown what the engine answers; see `Engine`.
         config: Topology and limits.
     """
 
-    def __init__(self, swap: Swap, histories: Histories, config: ServeConfig) -> None:
+    def __init__(self, swap: Swap, histories: Histories, recall: LiveRecall, config: ServeConfig) -> None:
         self._swap = swap
         self._histories = histories
+        self._recall = recall
         self._config = config
 
     def current(self) -> Serving:
@@ -71,15 +74,16 @@ class Service:
         return self._swap.current
 
     def watch(self, metrics: Metrics) -> None:
-        """Show how this replica stands with changes of items and of releases, and its circuits."""
+        """Show how this replica stands with changes of items and of releases, its circuits, and its recall."""
+        self._recall.start(metrics)
         metrics.watch("recsys_item_log_sequence", lambda: self._live.sequence)
         metrics.watch("recsys_item_log_lag_seconds", lambda: min(self._live.lag_s, _LONGEST_S))
         metrics.watch("recsys_release_swaps", lambda: self._swap.following.swaps)
         metrics.watch("recsys_release_refused", lambda: float(self._swap.following.refused is not None))
         metrics.watch_each(
             "recsys_circuit_open",
-            "stage",
-            lambda: {stage: float(one.state != "closed") for stage, one in self._circuits(self.current()).items()},
+            ("stage",),
+            lambda: {(stage,): float(one.state != "closed") for stage, one in self._circuits(self.current()).items()},
         )
 
     async def recommend(self, body: api.RecommendRequest, ask: Ask) -> dict[str, Any]:
@@ -180,6 +184,7 @@ class Service:
                 "lag_s": min(round(live.lag_s, 3), _LONGEST_S),
                 "max_lag_s": self._config.live.max_lag_s,
             },
+            "recall": self._recall.status(),
             "following": asdict(self._swap.following),
         }
 

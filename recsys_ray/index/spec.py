@@ -18,6 +18,7 @@ from recsys_ray.index.subset import Allowed, Found
 
 AUTO = "auto"
 _TIE = 1e-5
+_ONE_SIDED_95 = 1.645
 _CALIBRATION_QUERIES = 50
 _MIN_PQ_ITEMS = 1000  # FAISS wants 39 training points for each of the 16 centroids
 
@@ -57,7 +58,7 @@ class IndexConfig(Config):
         factory: "auto" measures candidates and takes the fastest that holds the target; "exact" searches all vectors
             without FAISS; anything else is a FAISS factory string, taken as it is.
         parameters: Search-time settings of a factory given by hand, e.g. "nprobe=16".
-        target_recall: The recall@k that "auto" must hold on the held-out queries.
+        target_recall: The recall@k that "auto" must hold, by the lower 95 % bound over the held-out queries.
         filtered_recall: The recall@k that a search under a filter must hold. 1 answers every filter exactly; below, an
             approximate index answers the wide ones itself where that was measured to hold and to take less.
         dim: Search by the first so many numbers of each vector, at unit length again, and cut queries the same way;
@@ -94,6 +95,7 @@ class Measured:
         factory: FAISS factory string, or "exact".
         parameters: Search-time settings.
         recall: recall@k against the exact oracle; a result as good as the oracle's k-th counts.
+        least_recall: What the recall of other queries of the kind is at least, with 95 % confidence.
         queries_per_s: One query a call, on `threads` threads.
         num_bytes: Size of the index itself, without the vectors kept beside it.
         build_s: Seconds to train and fill.
@@ -102,6 +104,7 @@ class Measured:
     factory: str
     parameters: str
     recall: float
+    least_recall: float
     queries_per_s: float
     num_bytes: int
     build_s: float
@@ -115,13 +118,13 @@ class Choice:
         index: Ready to search.
         measured: Each candidate, in the order tried; empty when the factory was given and nothing was measured.
         note: One sentence for people.
-        k: What recall was measured over.
+        config: What was asked for.
     """
 
     index: Index
     measured: tuple[Measured, ...]
     note: str
-    k: int
+    config: IndexConfig
 
     def summary(self) -> dict[str, Any]:
         """As JSON values, for manifests and reports."""
@@ -130,7 +133,9 @@ class Choice:
             "factory": self.index.factory,
             "parameters": _parameters(self.index),
             "dim": self.index.dim if isinstance(self.index, PrefixIndex) else self.index.vectors.shape[1],
-            "k": self.k,
+            "k": self.config.k,
+            "target_recall": self.config.target_recall,
+            "filtered_recall": self.config.filtered_recall,
             "recall": chosen[0].recall if chosen else None,
             "queries_per_s": chosen[0].queries_per_s if chosen else None,
             "note": self.note,
@@ -167,13 +172,13 @@ def _choose(vectors: FloatArray, held_out: FloatArray, config: IndexConfig) -> C
     oracle = ExactIndex(vectors).calibrated()
     measure = _Measure(oracle, _spread(held_out, config.max_queries), min(config.k, len(vectors)))
     if config.factory == EXACT:
-        return Choice(oracle, (measure.row(oracle, 0.0),), "exact search was asked for", config.k)
+        return Choice(oracle, (measure.row(oracle, 0.0),), "exact search was asked for", config)
     if config.factory != AUTO:
         started = time.perf_counter()
         given = build(vectors, config.factory, config.parameters, config.threads)
         row = measure.row(given, time.perf_counter() - started)
         given = given.calibrated(_spread(measure.queries, _CALIBRATION_QUERIES), measure.k, config.filtered_recall)
-        return Choice(given, (row,), f"{config.factory} was asked for", config.k)
+        return Choice(given, (row,), f"{config.factory} was asked for", config)
     measured = [measure.row(oracle, 0.0)]
     best: tuple[float, str, str] = (measured[0].queries_per_s, EXACT, "")
     for factory, sweep in candidates(len(vectors), vectors.shape[1], measure.k):
@@ -209,14 +214,18 @@ class _Measure:
 
     def row(self, index: Index, build_s: float) -> Measured:
         num_bytes = self.oracle.vectors.nbytes if isinstance(index, ExactIndex) else _num_bytes(index)
-        return Measured(index.factory, _parameters(index), self._recall(index), self._speed(index), num_bytes, build_s)
+        recall, least = self._recall(index)
+        return Measured(index.factory, _parameters(index), recall, least, self._speed(index), num_bytes, build_s)
 
-    def _recall(self, index: Index) -> float:
+    def _recall(self, index: Index) -> tuple[float, float]:
+        """The mean over the queries, and its lower bound: settings that just hold here would not hold elsewhere."""
         if len(self.queries) == 0 or isinstance(index, ExactIndex):
-            return 1.0
+            return 1.0, 1.0
         least = self.oracle.search(self.queries, self.k)[1][:, -1:]
         # The index scores its results exactly, so a result as good as the true k-th is a right one, whichever twin.
-        return float((index.search(self.queries, self.k)[1] >= least - _TIE).mean())
+        recalls = (index.search(self.queries, self.k)[1] >= least - _TIE).mean(1)
+        mean = float(recalls.mean())
+        return mean, mean - _ONE_SIDED_95 * float(recalls.std()) / len(recalls) ** 0.5
 
     def _speed(self, index: Index) -> float:
         """Median rate of three rounds of single queries."""
@@ -253,16 +262,16 @@ def _decide(measure: _Measure, measured: list[Measured], best: tuple[float, str,
     approximate = [row for row in measured[1:] if _holds(row, config)]
     if num_items < config.exact_below:
         note = f"{num_items} items are fewer than index.exact_below={config.exact_below}: exact search"
-        return Choice(oracle, tuple(measured), note, config.k)
+        return Choice(oracle, tuple(measured), note, config)
     if not approximate:
         note = f"no candidate holds recall@{config.k} >= {config.target_recall}: exact search"
-        return Choice(oracle, tuple(measured), note, config.k)
+        return Choice(oracle, tuple(measured), note, config)
     if best[1] == EXACT:
-        return Choice(oracle, tuple(measured), "exact search was the fastest that holds the target", config.k)
+        return Choice(oracle, tuple(measured), "exact search was the fastest that holds the target", config)
     note = f"the fastest of {len(measured)} measured that holds recall@{config.k} >= {config.target_recall}"
     built = build(oracle.vectors, best[1], best[2], config.threads)
     ready = built.calibrated(_spread(measure.queries, _CALIBRATION_QUERIES), measure.k, config.filtered_recall)
-    return Choice(ready, tuple(measured), note, config.k)
+    return Choice(ready, tuple(measured), note, config)
 
 
 def candidates(num_items: int, dim: int, k: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -287,7 +296,7 @@ def num_lists(num_items: int) -> int:
 
 
 def _holds(row: Measured, config: IndexConfig) -> bool:
-    return row.recall >= config.target_recall
+    return row.least_recall >= config.target_recall
 
 
 def _spread(queries: FloatArray, count: int) -> FloatArray:

@@ -31,7 +31,7 @@ from recsys_ray.stages.on_ray import Tasks
 from recsys_ray.stages.towers import Towers
 from recsys_ray.stages.work import Data, Scope, Work
 
-VERSION = 4
+VERSION = 5
 LEFT_OUT = "left_out"
 
 
