@@ -156,7 +156,7 @@ class ServeConfig(Config):
     recall: RecallCheck = RecallCheck()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     keys: Keys = Keys()
-    gateway: Scale = Scale(max_ongoing_requests=1024, max_queued_requests=1024)
+    gateway: Scale = Scale()
     encoder: Scale = Scale()
     channel: Scale = Scale(num_cpus=0.25)
     channels: dict[str, Scale] = Field(default_factory=dict)
