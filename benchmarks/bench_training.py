@@ -1,6 +1,6 @@
 """What training costs, each part against its peer in the same run: loss, step, ZeRO, gradient caching, bf16, Ray Train.
 
-    python benchmarks/bench_training.py [loss step zero caching bf16 ray]
+    python benchmarks/bench_training.py [loss step tables zero caching bf16 ray]
 
 All parts by default, about five minutes on two idle cores; every process computes on one thread. Times are medians of
 interleaved rounds. Peak memory is that of a fresh process: VmHWM after, less VmRSS before, so Linux only. What both
@@ -49,6 +49,7 @@ MEGABYTE = 1e6
 GIGABYTE = 1e9
 
 LOSS_ITEMS, LOSS_POSITIONS = 1_000_000, 640  # three arrays of 640 x 1e6 fp32, 7.7 GB, are what the naive one holds
+TABLE_ITEMS, TABLE_DIM = 1_000_000, 128
 OUR_STEPS = 16  # batches differ in length: a round takes the mean over so many
 PART = 32  # items at once, of the gradient caching
 
@@ -114,6 +115,45 @@ def measure_step() -> list[Row]:
     row = Row(name, "<= 1/40", f"{1e3 * slow:.0f} ms", f"{1e3 * fast:.1f} ms", fast / slow, slow >= 40 * fast)
     print(f"one padded step takes as long as {slow / fast:.1f} of ours", flush=True)
     return [row]
+
+
+# Embedding tables
+
+
+def measure_tables() -> list[Row]:
+    """A step of AdamW with an average of the weights over a million ids: their table whole, and row by row."""
+    dense, lazy = (table_steps(above) for above in (None, 0))
+    slow, fast = interleaved([dense, lambda: [lazy() for _ in range(OUR_STEPS)]])
+    fast /= OUR_STEPS
+    del dense, lazy
+    peer, ours = (peak_bytes(tables_peak, above) for above in (None, 0))
+    name = f"tables of {TABLE_ITEMS:,} x {TABLE_DIM}"
+    return [
+        Row(f"{name}, step", "none", f"{1e3 * slow:.0f} ms", f"{1e3 * fast:.1f} ms", fast / slow, None),
+        Row(
+            f"{name}, peak memory of two steps and what they keep",
+            "none",
+            f"{peer / GIGABYTE:.2f} GB",
+            f"{ours / GIGABYTE:.2f} GB",
+            ours / peer,
+            None,
+        ),
+    ]
+
+
+def table_steps(above: int | None) -> Steps:
+    settings = {"workers": 0, "negatives": 4096, "batch_size": STEP_BATCH, "sparse_tables": above}
+    data = sequences(TABLE_ITEMS)
+    return Steps(id_towers(TABLE_ITEMS, TABLE_DIM), data, TrainingConfig.parse(settings))
+
+
+def tables_peak(above: int | None) -> Callable[[], Any]:
+    def run() -> None:  # building the engine is in it: moments and average are what is kept
+        steps = table_steps(above)
+        steps()
+        steps()
+
+    return run
 
 
 # ZeRO
@@ -249,6 +289,7 @@ def plain_rank(rank: int, workers: int) -> list[float]:
 PARTS: dict[str, Callable[[], Iterable[Row]]] = {
     "loss": measure_loss,
     "step": measure_step,
+    "tables": measure_tables,
     "zero": measure_zero,
     "caching": measure_caching,
     "bf16": measure_bf16,

@@ -31,23 +31,23 @@ SMALL_BERT = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads":
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
-def sequences() -> TrainInput:
+def sequences(num_items: int = STEP_ITEMS) -> TrainInput:
     """Histories of 5 and more events, 9 on average, over items of Zipf popularity."""
     generator = np.random.default_rng(0)
     lengths = np.minimum(4 + generator.geometric(0.2, 4_000), STEP_HISTORY)
-    popularity = 1.0 / np.arange(10, STEP_ITEMS + 10)
+    popularity = 1.0 / np.arange(10, num_items + 10)
     users = np.repeat(np.arange(len(lengths)), lengths)
-    items = generator.choice(STEP_ITEMS, len(users), p=popularity / popularity.sum())
+    items = generator.choice(num_items, len(users), p=popularity / popularity.sum())
     columns = (users, items, np.arange(len(users)), np.ones(len(users), np.float32))
-    inputs = ItemInputs({"id": {"row": torch.arange(STEP_ITEMS)}}, {"id": torch.ones(STEP_ITEMS, dtype=torch.bool)})
-    return TrainInput(inputs, Events.from_columns(*columns, len(lengths), STEP_ITEMS))
+    inputs = ItemInputs({"id": {"row": torch.arange(num_items)}}, {"id": torch.ones(num_items, dtype=torch.bool)})
+    return TrainInput(inputs, Events.from_columns(*columns, len(lengths), num_items))
 
 
-def id_towers() -> TwoTower:
+def id_towers(num_items: int = STEP_ITEMS, dim: int = DIM) -> TwoTower:
     torch.manual_seed(0)
     absent = dict.fromkeys(("text", "image", "attributes", "vectors"))
-    config = TwoTowerConfig.parse({"dim": DIM, **absent, "user": {"history": STEP_HISTORY}})
-    return build(config, Fields(), STEP_ITEMS, {})
+    config = TwoTowerConfig.parse({"dim": dim, **absent, "user": {"history": STEP_HISTORY}})
+    return build(config, Fields(), num_items, {})
 
 
 class Steps:

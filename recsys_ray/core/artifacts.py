@@ -250,7 +250,7 @@ def _seal(
     manifest = Manifest(kind, artifact_id, config, parents, files, created_at, summary)
     target = path / MANIFEST
     target.write_text(json.dumps(asdict(manifest), indent=1, default=str) + "\n")
-    _fsync(target)
+    fsync(target)
 
 
 def _files(path: Path) -> list[Path]:
@@ -258,7 +258,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _sealed_entry(file: Path) -> FileEntry:
-    _fsync(file)
+    fsync(file)
     return FileEntry(sha256_file(file), file.stat().st_size)
 
 
@@ -270,10 +270,11 @@ def _move(aside: Path, final: Path) -> None:
         if not (final / MANIFEST).is_file():
             shutil.rmtree(final)
             aside.rename(final)
-    _fsync(final.parent)
+    fsync(final.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or what a folder says of its entries, has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

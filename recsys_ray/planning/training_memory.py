@@ -20,6 +20,7 @@ from recsys_ray.encoders.two_tower import TwoTower, build
 from recsys_ray.planning.memory import Kind, Line, Need, Sizes, needs_of
 from recsys_ray.planning.skeleton import Skeleton, skeleton
 from recsys_ray.training.loss import CHUNK_ELEMENTS, MIN_POSITIONS
+from recsys_ray.training.tables import tables_above
 
 WEIGHT = 4  # bytes a parameter, and so below: weight, gradient, optimizer
 OPTIMIZER = "optimizer"
@@ -35,10 +36,12 @@ class Parameters:
     Attributes:
         held: All of them.
         trained: Those that get a gradient.
+        sparse: Of these, those of tables that are updated row by row: no gradient of the whole ever exists.
     """
 
     held: int
     trained: int
+    sparse: int = 0
 
 
 def modalities(config: RunConfig) -> dict[str, TextConfig | ImageConfig]:
@@ -54,7 +57,10 @@ def trained_modalities(config: RunConfig) -> dict[str, TextConfig | ImageConfig]
 
 def count_parameters(config: RunConfig, sizes: Sizes) -> Parameters:
     """Parameters of the towers, and of the backbones that are trained with them."""
-    own = sum(parameter.numel() for parameter in towers(config, sizes).parameters())
+    model = towers(config, sizes)
+    own = sum(parameter.numel() for parameter in model.parameters())
+    tables = tables_above(model, config.training.sparse_above, config.training.weight_decay)
+    sparse = sum(table.module.weight.numel() for table in tables.values())
     chosen = trained_modalities(config).values()
     trained = [skeleton(one) for one in chosen]
     if config.model.id is not None:
@@ -63,7 +69,8 @@ def count_parameters(config: RunConfig, sizes: Sizes) -> Parameters:
         own += sum((dim - one.features) * dim for one in trained)
     adapters = [_adapters(one) for one in chosen]
     learning = [skeleton(one).trained if one.mode == "full" else _adapters(one) for one in chosen]
-    return Parameters(own + sum(one.parameters for one in trained) + sum(adapters), own + sum(learning))
+    held = own + sum(one.parameters for one in trained) + sum(adapters)
+    return Parameters(held, own + sum(learning), sparse)
 
 
 def _adapters(one: TextConfig | ImageConfig) -> int:
@@ -90,11 +97,12 @@ def state_lines(config: RunConfig, parameters: Parameters) -> Iterator[Line]:
     workers, stage = max(training.workers, 1), training.zero_stage
     shared = [workers if stage >= least else 1 for least in (3, 2, 1)]
     held, trained = parameters.held, parameters.trained
+    dense = trained - parameters.sparse
     mixed = training.engine == "deepspeed" and training.precision != "fp32"
     weight, gradient, optimizer = _MIXED if mixed else _SINGLE
     for what, count, size, divisor in (
         ("parameters", held, weight, shared[0]),
-        ("gradients", trained, gradient, shared[1]),
+        ("gradients", dense, gradient, shared[1]),
         (OPTIMIZER, trained, optimizer, shared[2]),
     ):
         by = f" / {divisor} workers (ZeRO-{stage})" if divisor > 1 else ""
@@ -106,7 +114,7 @@ def state_lines(config: RunConfig, parameters: Parameters) -> Iterator[Line]:
             f"{gradient} B x {trained:,}: gradients on their way, at most all at once",
         )
     elif workers > 1:
-        yield Line("gradient sum", 4 * trained, f"4 B x {trained:,}: one flat buffer")
+        yield Line("gradient sum", 4 * dense, f"4 B x {dense:,}: one flat buffer")
     if training.averaging is not None:
         yield Line("average of weights", 4 * held, f"4 B x {held:,}, training.average")
     if training.precision != "fp32" and not mixed:

@@ -9,6 +9,7 @@ from recsys_ray.encoders.precision import Precision
 
 EngineName = Literal["plain", "deepspeed"]
 AVERAGE = 0.995
+SPARSE_ABOVE = 100_000
 
 
 class TrainingConfig(Config):
@@ -43,6 +44,9 @@ class TrainingConfig(Config):
         items_at_once: Gradient caching: encode the items of a step so many at a time, keep no activations, and encode
             them again in the backward pass, so that memory does not bound the negatives. Null encodes all at once.
         checkpoint_steps: Keep a checkpoint within an epoch too, every so many steps; null keeps one an epoch.
+        sparse_tables: Embedding tables (ids, attributes) of more rows than this are updated row by row, so that a step
+            costs what the rows in it cost, with the result of AdamW over the whole table. "auto" is 100,000 with the
+            plain engine and none with DeepSpeed, which shards whole tables; null is none.
         average: Keep an exponential average of the weights, with this decay a step, and evaluate and return that.
             "auto" is 0.995 with the plain engine and none with DeepSpeed, whose weights are sharded.
         seed: Of weights, shuffling, negatives and dropout.
@@ -76,6 +80,7 @@ class TrainingConfig(Config):
     offload: bool = execution(False)
     items_at_once: int | None = execution(None, ge=1)
     checkpoint_steps: int | None = execution(None, ge=1)
+    sparse_tables: int | Literal["auto"] | None = execution("auto")
     average: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = "auto"
     seed: int = Field(0, ge=0)
     workers: int = execution(2, ge=0)
@@ -90,6 +95,13 @@ class TrainingConfig(Config):
         if self.average == "auto":
             return AVERAGE if self.engine == "plain" else None
         return self.average
+
+    @property
+    def sparse_above(self) -> int | None:
+        """The rows that `sparse_tables` comes to."""
+        if self.sparse_tables == "auto":
+            return SPARSE_ABOVE if self.engine == "plain" else None
+        return self.sparse_tables
 
     @model_validator(mode="after")
     def _takes_effect(self) -> "TrainingConfig":
@@ -109,6 +121,10 @@ class TrainingConfig(Config):
     def _workers_fit(self) -> "TrainingConfig":
         if self.offload and not self.zero_stage:
             raise ValueError('offload false without a zero_stage of 1 to 3 and engine "deepspeed"')
+        if isinstance(self.sparse_tables, int) and self.engine == "deepspeed":
+            raise ValueError('sparse_tables auto or null with engine "deepspeed": it shards and updates whole tables')
+        if isinstance(self.sparse_tables, int) and self.sparse_tables < 0:
+            raise ValueError(f'sparse_tables of at least 0, "auto" or null, not {self.sparse_tables}')
         if self.min_workers is not None and self.engine == "deepspeed":
             raise ValueError('min_workers null with engine "deepspeed": its shards are those of so many workers')
         if self.min_workers is not None and self.min_workers > self.workers:

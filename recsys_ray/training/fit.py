@@ -1,16 +1,17 @@
 """What every place that trains has in common: the engine by the configuration, the device, the seed, and the loop."""
 
 import copy
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from recsys_ray.core.artifacts import fsync
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.encoders.threads import torch_threads
 from recsys_ray.encoders.two_tower import TwoTower
@@ -23,6 +24,7 @@ from recsys_ray.training.engine import BuildOptimizer, Engine, PlainEngine
 from recsys_ray.training.loop import Hooks, Watch, train
 from recsys_ray.training.optimizer import build_adamw
 from recsys_ray.training.progress import EpochRecord, TrainResult
+from recsys_ray.training.tables import tables_above
 
 
 def fit_in_process(
@@ -66,14 +68,18 @@ def run_rank(
 
 
 def build_engine(model: TwoTower, config: TrainingConfig, build_optimizer: BuildOptimizer | None = None) -> Engine:
-    """The engine that the configuration names, with AdamW where nothing else is given."""
-
-    def build(module: nn.Module) -> Optimizer:
-        return build_adamw(module, config.learning_rate, config.weight_decay)
-
+    """The engine that the configuration names, with AdamW where nothing else is given; large tables only by that."""
     if config.engine == "deepspeed":
-        return DeepSpeedEngine(model, build_optimizer or build, zero_of(config))
-    return PlainEngine(model, build_optimizer or build, config.precision, config.clip_norm, config.averaging)
+        return DeepSpeedEngine(model, build_optimizer or partial(_adamw, config), zero_of(config))
+    settings = config.precision, config.clip_norm, config.averaging
+    if build_optimizer is not None:
+        return PlainEngine(model, build_optimizer, *settings)
+    sparse = tables_above(model, config.sparse_above, config.weight_decay)
+    return PlainEngine(model, partial(_adamw, config, without=tuple(sparse)), *settings, sparse)
+
+
+def _adamw(config: TrainingConfig, module: nn.Module, without: tuple[str, ...] = ()) -> Optimizer:
+    return build_adamw(module, config.learning_rate, config.weight_decay, without)
 
 
 def zero_of(config: TrainingConfig) -> Zero:
@@ -93,13 +99,18 @@ class LocalCheckpoints:
         return found[0] if found else None
 
     def keep(self, _: EpochRecord | None, write: Callable[[Path], None]) -> None:
-        """Write aside, then take the older one's place; a cut between the two renames leaves the older one beside."""
+        """Write aside, then take the older one's place; a cut between the two renames leaves the older one beside.
+
+        Only this checkpoint's files are waited for: the disk may have much else to write.
+        """
         aside, newest, older = (self.directory / name for name in ("aside", "newest", "older"))
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         write(aside)
+        for path in (*aside.rglob("*"), aside):
+            fsync(path)
         shutil.rmtree(older, ignore_errors=True)
         if newest.is_dir():
             newest.rename(older)
         aside.rename(newest)
-        os.sync()
+        fsync(self.directory)

@@ -1,33 +1,45 @@
 """AdamW with decay groups, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 Schedule = Literal["cosine", "constant"]
+BETAS = (0.9, 0.98)
+EPSILON = 1e-8
 
 
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters in two groups, to be made before an engine shards them.
+def decay_by_name(module: nn.Module, weight_decay: float) -> dict[str, float]:
+    """The decay of each trained parameter.
 
-    Matrices are decayed; biases, norms, scalars and embedding tables are not. A row of a table gets a gradient only
-    when its item is met, and decay would shrink the rare rows all the while.
+    Matrices are decayed; biases, norms, scalars and the rows of `nn.Embedding` are not. A row gets a gradient only when
+    its item is met, and decay would shrink the rare rows all the while.
     """
     tables = {id(inner.weight) for inner in module.modules() if isinstance(inner, nn.Embedding)}
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = [p for p in parameters if p.dim() >= 2 and id(p) not in tables]
-    chosen = {id(parameter) for parameter in decayed}
-    plain = [parameter for parameter in parameters if id(parameter) not in chosen]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {name: weight_decay if p.dim() >= 2 and id(p) not in tables else 0.0 for name, p in trained.items()}
+
+
+def decay_groups(module: nn.Module, weight_decay: float, without: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Parameters in two groups, decayed and not, to be made before an engine shards them; some may be left out."""
+    decays = decay_by_name(module, weight_decay)
+    named = [(decays[name], one) for name, one in module.named_parameters() if name in decays and name not in without]
+    groups = [
+        {"params": [one for decay, one in named if decay], "weight_decay": weight_decay},
+        {"params": [one for decay, one in named if not decay], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
-def build_adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
+def build_adamw(
+    module: nn.Module, learning_rate: float, weight_decay: float, without: Collection[str] = ()
+) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the decay groups."""
-    return AdamW(decay_groups(module, weight_decay), lr=learning_rate, betas=(0.9, 0.98), fused=True)
+    groups = decay_groups(module, weight_decay, without)
+    return AdamW(groups, lr=learning_rate, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: Schedule) -> float:

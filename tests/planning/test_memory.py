@@ -173,3 +173,13 @@ def test_offload_takes_the_optimizer_to_the_host():
     kinds = {one.kind: lines_of(one.lines) for one in plan_memory(offload, SIZES) if one.stage == "train"}
     assert "optimizer" in kinds["host"]
     assert "optimizer" not in kinds["gpu"]
+
+
+def test_tables_updated_row_by_row_have_no_gradient_of_the_whole():
+    config = override(PRESETS["tiny"](), {"model.dim": 16, "training.sparse_tables": 400})
+    dense = lines_of(state_lines(override(config, {"training.sparse_tables": None}), count_parameters(config, SIZES)))
+    parameters = count_parameters(config, SIZES)
+    assert parameters.sparse == 16 * SIZES.items
+    planned = lines_of(state_lines(config, parameters))
+    assert planned["gradients"] == 4 * (parameters.trained - parameters.sparse)
+    assert planned["optimizer"] == dense["optimizer"]

@@ -2,9 +2,10 @@
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
 gradient), "aligned" (texts and pictures drawn together), "aligneddeaf", "alignedzero3", "strided" (weights that do not
-lie row by row, as those of convolutions), "bf16", "zero0" ... "zero3", "bf16zero2", "offload2" (the optimizer's
-share on the CPU), "adam0" ... "adam3", which keep a checkpoint of AdamW's state, or "resume2", "resume3": two epochs
-under ZeRO in one go, and cut after the first one and gone on from its checkpoint.
+lie row by row, as those of convolutions), "sparse" (AdamW over tables updated row by row), "bf16", "zero0" ... "zero3",
+"bf16zero2", "offload2" (the optimizer's share on the CPU), "adam0" ... "adam3", which keep a checkpoint of AdamW's
+state, or "resume2", "resume3": two epochs under ZeRO in one go, and cut after the first one and gone on from its
+checkpoint.
 """
 
 import os
@@ -37,13 +38,14 @@ from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.optimizer import build_adamw
 from recsys_ray.training.progress import EpochRecord, TrainResult
 from recsys_ray.training.step import train_step
+from recsys_ray.training.tables import tables_above
 
 STEPS = 6
 NUM_ITEMS = 40
 LEARNING_RATE = 0.5
 
 
-def small_towers(content: bool = False) -> TwoTower:
+def small_towers(content: bool = False, num_items: int = NUM_ITEMS) -> TwoTower:
     user = {"blocks": 1, "heads": 2, "history": 8, "dropout": 0.0}
     parts = {"text": None, "image": None, "vectors": None, "attributes": None}
     if content:
@@ -52,21 +54,21 @@ def small_towers(content: bool = False) -> TwoTower:
         {"dim": 16, "temperature": 0.2, "modality_dropout": 0.0, "alone": 0.0, "user": user, **parts}
     )
     torch.manual_seed(3)
-    return build(config, Fields(), NUM_ITEMS, {"text": 40, "image": 36} if content else {})
+    return build(config, Fields(), num_items, {"text": 40, "image": 36} if content else {})
 
 
-def small_data(content: bool = False) -> TrainInput:
+def small_data(content: bool = False, num_items: int = NUM_ITEMS) -> TrainInput:
     generator = np.random.default_rng(5)
     users = np.sort(generator.integers(0, 30, 300))
-    items = generator.integers(0, NUM_ITEMS, 300)
+    items = generator.integers(0, num_items, 300)
     weights = np.ones(300, np.float32)
-    events = Events.from_columns(users, items, np.arange(300), weights, 30, NUM_ITEMS)
-    values = {"id": {"row": torch.arange(NUM_ITEMS)}}
-    present = {"id": torch.ones(NUM_ITEMS, dtype=torch.bool)}
+    events = Events.from_columns(users, items, np.arange(300), weights, 30, num_items)
+    values = {"id": {"row": torch.arange(num_items)}}
+    present = {"id": torch.ones(num_items, dtype=torch.bool)}
     if content:
         for name, length in (("text", 40), ("image", 36)):
-            values[name] = {"vector": torch.from_numpy(generator.normal(size=(NUM_ITEMS, length)).astype(np.float32))}
-            present[name] = torch.from_numpy(generator.random(NUM_ITEMS) < 0.8)
+            values[name] = {"vector": torch.from_numpy(generator.normal(size=(num_items, length)).astype(np.float32))}
+            present[name] = torch.from_numpy(generator.random(num_items) < 0.8)
     return TrainInput(ItemInputs(values, present), events)
 
 
@@ -77,6 +79,9 @@ def build_engine(case: str) -> Engine:
         for parameter in model.parameters():
             parameter.data = parameter.data.T.contiguous().T if parameter.dim() == 2 else parameter.data
         return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE, fused=True))
+    if case == "sparse":
+        sparse = tables_above(model, 0, 0.0)
+        return PlainEngine(model, lambda module: build_adamw(module, 0.01, 0.0, tuple(sparse)), sparse=sparse)
     if case in ("plain", "deaf", "bf16", "aligned", "aligneddeaf"):
         return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), precision)
     stage = int(case[-1])
@@ -101,6 +106,7 @@ class Recorded:
         if isinstance(self.model, nn.Module) and isinstance(self.engine, PlainEngine) and not len(self.gradient):
             # Summed over ranks, a parameter without use has a gradient of zeros; alone it has none.
             used = [p.grad for p in self.model.parameters() if p.grad is not None and p.grad.any()]
+            used += [values for _, values in self.engine._rows.values()]
             self.gradient = np.concatenate([gradient.flatten().numpy() for gradient in used])
 
 
@@ -117,8 +123,9 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
     weights = {"alignment": 0.7 if case.startswith("aligned") else 0.0, "alignment_items": 11}
     pairs = PairSampler(data.inputs, TrainingConfig.parse(weights), (rank, world_size))
     batches = [windows for epoch in range(3) for windows in maker.epoch(epoch)][:STEPS]
+    rate = 0.01 if case == "sparse" else LEARNING_RATE
     losses = [
-        train_step(engine, maker.make(windows, sampler.draw(step), pairs.draw(step)), 0.2, step, LEARNING_RATE)
+        train_step(engine, maker.make(windows, sampler.draw(step), pairs.draw(step)), 0.2, step, rate)
         for step, windows in enumerate(batches)
     ]
     weights = np.concatenate([tensor.flatten().numpy() for tensor in engine.engine.weights().values()])

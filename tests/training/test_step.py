@@ -15,7 +15,7 @@ ZERO = ("zero0", "zero1", "zero2", "zero3")
 ADAM = ("adam0", "adam1", "adam2", "adam3")
 ALIGNED = ("aligned", "aligneddeaf", "alignedzero3")
 RESUMED = ("resume2", "resume3")
-TWO_WORKERS = ("plain", "deaf", *ALIGNED, "strided", "bf16", *ZERO, "offload2", *ADAM, "bf16zero2", *RESUMED)
+TWO_WORKERS = ("plain", "deaf", *ALIGNED, "strided", "sparse", "bf16", *ZERO, "offload2", *ADAM, "bf16zero2", *RESUMED)
 Read = Callable[[str], dict[str, np.ndarray]]
 
 
@@ -28,7 +28,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     runs = [
-        (0, 1, ("plain", "aligned")),
+        (0, 1, ("plain", "aligned", "sparse")),
         *((rank, 2, TWO_WORKERS) for rank in range(2)),
     ]
     processes = [
@@ -68,6 +68,13 @@ def test_weights_in_any_memory_layout_are_updated_by_their_own_gradients(read: R
     one, strided = read("plain_1"), read("strided_2")
     assert largest(one["losses"], strided["losses"]) < 1e-5
     assert largest(one["weights"], strided["weights"]) < 1e-5
+
+
+def test_the_rows_of_sparse_tables_are_summed_over_the_workers(read: Read) -> None:
+    one, two = read("sparse_1"), read("sparse_2")
+    assert np.abs(one["gradient"]).max() > 1e-2
+    assert largest(one["gradient"], two["gradient"]) < 1e-5
+    assert largest(one["losses"], two["losses"]) < 1e-4
 
 
 def test_a_gather_without_its_gradient_is_found_out(read: Read) -> None:
