@@ -12,6 +12,8 @@ DEMO_ARGS ?=
 SETS ?=
 INDEX_ARGS ?=
 TRAINING ?=
+ENCODING_ARGS ?=
+SERVING_ARGS ?=
 OVERLOAD ?=
 PYTEST_ARGS ?=
 # Test files side by side; each worker starts a Ray cluster of its own where its files want one.
@@ -31,7 +33,7 @@ BESIDE = -n $(TEST_WORKERS) --dist loadfile
 say = printf '==> %s\n' "$(1)"
 fail = { printf '\nFAILED: %s\n' "$(1)" >&2; exit 1; }
 
-.PHONY: help install demo check test chaos bench bench-quality bench-index bench-training constraints clean
+.PHONY: help install demo check test chaos bench bench-quality bench-index bench-training bench-overload bench-encoding bench-serving constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -80,6 +82,12 @@ bench-training: $(INSTALLED) ## loss, step, ZeRO, gradient caching, bf16 and Ray
 
 bench-overload: $(INSTALLED) ## arrivals at three times the peak against ours and a plain Ray Serve app; OVERLOAD="--rounds 1"
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_overload.py $(OVERLOAD)
+
+bench-encoding: $(INSTALLED) ## the text encoder of questions against sentence-transformers; ENCODING_ARGS="--texts 2000 --data items.parquet"
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_encoding.py $(ENCODING_ARGS)
+
+bench-serving: $(INSTALLED) ## the application against the same work by hand, and on Ray Serve's defaults; SERVING_ARGS="--rounds 7"
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_serving.py $(SERVING_ARGS)
 
 constraints: $(INSTALLED) ## write the versions now in .venv into clusters/constraints.txt
 	@{ grep '^#' $(CONSTRAINTS); \

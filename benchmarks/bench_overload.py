@@ -111,10 +111,10 @@ def make_requests(file: Path, items: int) -> None:
 
 
 @contextmanager
-def serving(script: Path, release: Path) -> Iterator[str]:
+def serving(script: Path, release: Path, *arguments: str) -> Iterator[str]:
     """A server in a process of its own, ready."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, str(script), str(release), str(port)])
+    process = subprocess.Popen([sys.executable, str(script), str(release), str(port), *arguments])
     try:
         address = f"http://127.0.0.1:{port}"
         wait_until_ready(address)
