@@ -63,6 +63,11 @@ class Artifact:
         """The figures its stage wrote down for people and later stages."""
         return self.manifest.summary
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all its files."""
+        return sum(entry.num_bytes for entry in self.manifest.files.values())
+
     def file(self, name: str) -> Path:
         """The path of one of its files.
 
@@ -175,20 +180,36 @@ def open_artifact(path: Path, kind: str) -> Artifact:
         ArtifactError: When there is no readable manifest or it is of another kind or format.
     """
     try:
-        values = json.loads((path / MANIFEST).read_text())
+        text = (path / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}") from None
+    return Artifact(path, read_manifest(text, str(path), kind))
+
+
+def read_manifest(text: bytes, source: str, kind: str) -> Manifest:
+    """The content of a `manifest.json`, of an artifact of some kind.
+
+    Args:
+        text: It.
+        source: Where the artifact is, for people.
+        kind: What it must be.
+
+    Raises:
+        ArtifactError: When it cannot be read, or is of another kind or format.
+    """
+    try:
+        values = json.loads(text)
         files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
         manifest = Manifest(files=files, **values)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{path / MANIFEST} cannot be read: {error}") from None
+        raise ArtifactError(f"{source}/{MANIFEST} cannot be read: {error}") from None
     if manifest.format != FORMAT:
         raise ArtifactError(
-            f"{path} has format {manifest.format}; this version reads format {FORMAT}: publish it again"
+            f"{source} has format {manifest.format}; this version reads format {FORMAT}: publish it again"
         )
     if manifest.kind != kind:
-        raise ArtifactError(f"{path} is a {manifest.kind!r} artifact; a {kind!r} is needed here")
-    return Artifact(path, manifest)
+        raise ArtifactError(f"{source} is a {manifest.kind!r} artifact; a {kind!r} is needed here")
+    return manifest
 
 
 def unsealed(path: Path, kind: str) -> Artifact:

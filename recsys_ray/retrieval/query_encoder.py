@@ -193,6 +193,11 @@ class FrozenQueryEncoder:
     history: int = 50
     texts: TextLoader = backbone_itself
 
+    def __post_init__(self) -> None:
+        came = self.dim if self.item_vectors is None else self.item_vectors.shape[1]
+        if came != self.dim:
+            raise SpaceError(f"space {self.space_id} has {self.dim} dimensions, the item vectors have {came}")
+
     def encode(self, queries: Queries) -> dict[str, FloatArray]:
         """See `QueryEncoder.encode`."""
         vectors = np.zeros((len(queries), self.dim), np.float32)

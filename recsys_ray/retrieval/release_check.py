@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +30,7 @@ from recsys_ray.retrieval.release_parts import CHANNELS, KIND
 
 TIMEOUT_S = 900.0
 _STEP, _PASSED, _REFUSED = "step", "passed", "refused"
-_Say = Callable[[str, Any], None]
+Say = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,16 @@ def _run_child(directory: Path, report: Path, timeout_s: float) -> str:
     return f"ended with exit code {child.returncode}: {words[-1] if words else 'without a word'}"
 
 
-def _check(directory: Path, say: _Say) -> CheckedRelease:
-    """In the child: everything that serving will read, and then some."""
+def inspect(directory: Path, say: Say) -> CheckedRelease:
+    """The check itself, in this process: for one that may end with it.
+
+    Args:
+        directory: Of the release.
+        say: Is told what is about to be done.
+
+    Raises:
+        RecsysError: When the release does not pass; libraries that read its files may raise anything else, or crash.
+    """
     say(_STEP, "reading its manifest")
     artifact = open_artifact(directory, KIND)
     say(_STEP, "hashing its files")
@@ -107,9 +116,8 @@ def _check(directory: Path, say: _Say) -> CheckedRelease:
     _read_picture(release)
     say(_STEP, "asking its canary")
     require(release, _canary(artifact))
-    entries = artifact.manifest.files.values()
-    num_bytes = sum(entry.num_bytes for entry in entries)
-    return CheckedRelease(artifact.id, directory, len(entries), num_bytes, len(release.item_ids))
+    files = len(artifact.manifest.files)
+    return CheckedRelease(artifact.id, directory, files, artifact.num_bytes, len(release.item_ids))
 
 
 def _canary(artifact: Artifact) -> Canary:
@@ -140,18 +148,31 @@ def _require_listed(artifact: Artifact) -> None:
             raise ArtifactError(f"file {name!r} is not in its manifest")
 
 
-def _load(artifact: Artifact, say: _Say) -> Release:
-    if any(Path(name).name == FAISS_FILE for name in artifact.manifest.files):
-        # No list in an index file is longer than the file: what claims to be would fill the memory first.
-        longest = max(entry.num_bytes for entry in artifact.manifest.files.values())
-        import_faiss().set_deserialization_vector_byte_limit(longest)
+def _load(artifact: Artifact, say: Say) -> Release:
     channels = {}
-    for name in channel_names(artifact):
-        say(_STEP, f"loading {CHANNELS}/{name}")
-        artifact.file(f"{CHANNELS}/{name}/{CHANNEL_FILE}")
-        channels[name] = load_release_channel(artifact, name)
+    with _short_lists(artifact):
+        for name in channel_names(artifact):
+            say(_STEP, f"loading {CHANNELS}/{name}")
+            artifact.file(f"{CHANNELS}/{name}/{CHANNEL_FILE}")
+            channels[name] = load_release_channel(artifact, name)
     say(_STEP, "loading towers, catalogue and histories")
     return assemble(artifact, channels)
+
+
+@contextmanager
+def _short_lists(artifact: Artifact) -> Iterator[None]:
+    """No list in an index file is longer than the file: what claims to be would fill the memory first."""
+    indexes = [entry.num_bytes for name, entry in artifact.manifest.files.items() if Path(name).name == FAISS_FILE]
+    if not indexes:
+        yield
+        return
+    faiss = import_faiss()
+    before = faiss.get_deserialization_vector_byte_limit()
+    faiss.set_deserialization_vector_byte_limit(max(indexes))
+    try:
+        yield
+    finally:
+        faiss.set_deserialization_vector_byte_limit(before)
 
 
 def _main(directory: Path, report: Path) -> None:
@@ -161,7 +182,7 @@ def _main(directory: Path, report: Path) -> None:
             stream.write(json.dumps({kind: value}) + "\n")
 
         try:
-            checked = _check(directory, say)
+            checked = inspect(directory, say)
         except RecsysError as error:
             say(_REFUSED, str(error))
         except Exception as error:  # whatever a broken file makes a library raise

@@ -30,6 +30,7 @@ from recsys_ray.retrieval.release_parts import (
     require_spaces,
 )
 from recsys_ray.retrieval.release_pointer import POINTER, read_pointer
+from recsys_ray.retrieval.remote import fetch, is_uri
 
 if TYPE_CHECKING:
     from recsys_ray.encoders.modality import Backbone
@@ -40,10 +41,14 @@ def resolve_release(path: str | Path) -> Path:
 
     That is the active release where one was ever activated, else the one that a run's storage points to, else the
     newest. Links are followed, so that the answer stays the same release when the storage points to another one later.
+    From other storage (``s3://…``, see `retrieval.remote`) the release itself, or the newest of a folder, is fetched.
 
     Raises:
-        ArtifactError: When there is none.
+        ArtifactError: When there is none, or it cannot be fetched.
+        ConfigError: When a URI names no storage that pyarrow knows.
     """
+    if is_uri(path):
+        return fetch(str(path))
     path = Path(path)
     if (path / MANIFEST).is_file():
         return path.resolve()

@@ -1,12 +1,16 @@
 """The releases of a folder: which there are, which one is served, and moving between them."""
 
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recsys_ray.core.artifacts import Artifact, open_artifact
-from recsys_ray.core.errors import ArtifactError
+from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.retrieval.release_check import check_release
+from recsys_ray.retrieval.release_diff import ReleaseDiff, diff
 from recsys_ray.retrieval.release_files import active_release, releases_folder
 from recsys_ray.retrieval.release_parts import KIND
 from recsys_ray.retrieval.release_pointer import Pointer, locked, now, read_pointer, write_pointer
@@ -37,6 +41,21 @@ class ReleaseInfo:
     num_bytes: int = 0
     active: bool = False
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `Releases.prune` removed.
+
+    Attributes:
+        ids: The releases, newest first.
+        bytes_freed: Of files that nothing else holds any more.
+        num_bytes: Of all their files: releases and the artifacts they were made of share files by hard links.
+    """
+
+    ids: Sequence[str]
+    bytes_freed: int
+    num_bytes: int
 
 
 class Releases:
@@ -110,6 +129,43 @@ class Releases:
             write_pointer(self.folder, earlier)
             return earlier.id
 
+    def diff(self, a: str, b: str) -> ReleaseDiff:
+        """What changes from release `a` to release `b`.
+
+        Raises:
+            ArtifactError: When there is no such release, or a file of one cannot be read.
+        """
+        return diff(self.find(a), self.find(b))
+
+    def prune(self, keep: int) -> Pruned:
+        """Remove all but the newest `keep` releases.
+
+        Kept in any case: the active one, the one to roll back to, the one that a run's storage points to, and what
+        has no readable manifest.
+
+        Raises:
+            ConfigError: When `keep` is less than 1.
+        """
+        if keep < 1:
+            raise ConfigError("keep", keep, "at least 1")
+        with locked(self.folder):
+            pointer = read_pointer(self.folder)
+            needed = set() if pointer is None else {pointer.id, *pointer.before[-1:]}
+            link = self.folder.parent.parent / KIND
+            if link.resolve().parent == self.folder:
+                needed.add(link.resolve().name)
+            whole = [one for one in self.list() if one.problem is None]
+            removed = [one for one in whole[keep:] if one.id not in needed]
+            freed = _bytes_freed([one.path for one in removed])
+            if pointer is not None:
+                write_pointer(self.folder, pointer.without({one.id for one in removed}))
+            for one in removed:
+                # Out of sight in one step: a reader finds it whole or not at all.
+                aside = one.path.with_name(f".{one.id}.pruned.tmp")
+                one.path.rename(aside)
+                shutil.rmtree(aside)
+            return Pruned([one.id for one in removed], freed, sum(one.num_bytes for one in removed))
+
     def _names(self) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in self.folder.glob("[!.]*") if path.is_dir()))
 
@@ -126,6 +182,16 @@ class Releases:
             items=int(summary.get("items", 0)),
             fitted_on=str(summary.get("fitted_on", "")),
             measured=dict(summary.get("measured", {})),
-            num_bytes=sum(entry.num_bytes for entry in manifest.files.values()),
+            num_bytes=artifact.num_bytes,
             active=active,
         )
+
+
+def _bytes_freed(folders: Sequence[Path]) -> int:
+    """Of the files whose every name is in these folders."""
+    files = [path.stat() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    names = Counter((file.st_dev, file.st_ino) for file in files)
+    whole = {
+        (file.st_dev, file.st_ino): file.st_size for file in files if names[file.st_dev, file.st_ino] == file.st_nlink
+    }
+    return sum(whole.values())
