@@ -117,7 +117,7 @@ def serving(script: Path, release: Path, *arguments: str) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, str(script), str(release), str(port), *arguments])
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_until_ready(address)
+        wait_until_ready(address, 600)
         yield address
     finally:
         process.send_signal(signal.SIGTERM)

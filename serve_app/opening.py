@@ -9,6 +9,7 @@ from recsys_ray.core.artifacts import MANIFEST, open_artifact
 from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.online.item_log import ItemLog
 from recsys_ray.retrieval.candidates import Candidates
+from recsys_ray.retrieval.item_encoder import load_backbones
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.release import Release, load_release
 from recsys_ray.retrieval.release_files import channel_names, releases_folder, resolve_release
@@ -91,7 +92,10 @@ class Opener:
             ArtifactError: When it cannot be loaded, or has a channel without a deployment.
         """
         self._require_workers(path)
-        live = LiveRelease(load_release(path, self._config.text_encoder), self._items, self._config.live)
+        release = load_release(path, self._config.text_encoder)
+        if self._items is not None:
+            load_backbones(release.retriever.encoders)  # here, not with the first item that is put
+        live = LiveRelease(release, self._items, self._config.live)
         stages = stages_here(live) if self._workers is None else self._workers.stages(live)
         engine = Engine(
             stages.encode,

@@ -24,6 +24,12 @@ def derive(items: pa.Table, fields: Fields) -> pa.Table:
     return table.append_column(schema.NUMERIC, standardised_by(items, fields.numeric))
 
 
+def load_backbones(encoders: tuple[QueryEncoder, ...]) -> None:
+    """Load now what reads the texts of items, which need not be what reads those of questions."""
+    for encoder in encoders:
+        encoder.of_pieces("text", ["warm up"])
+
+
 def encode_item(
     encoders: tuple[QueryEncoder, ...], item: pa.Table, fields: Fields, picture: bytes | None, row: int
 ) -> dict[str, FloatArray]:
