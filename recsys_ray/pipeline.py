@@ -14,6 +14,7 @@ from recsys_ray.data.dataset import Dataset, load_dataset
 from recsys_ray.evaluation.ranks import RANKS_FILE
 from recsys_ray.evaluation.report import REPORT_HTML, REPORT_JSON, print_report, read_report
 from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.retrieval.release_pointer import read_pointer
 from recsys_ray.stages import channels, dataset, evaluation, features, fusion, modalities, parity, release, towers
 from recsys_ray.stages.features import Features
 from recsys_ray.stages.fitted import Configs, Fit, need_towers
@@ -222,5 +223,13 @@ def _with_release(result: RunResult, published: Artifact) -> RunResult:
     aside.unlink(missing_ok=True)
     aside.symlink_to(published.path.relative_to(result.storage))
     aside.rename(result.storage / RELEASE_LINK)
-    say(f"release: {result.storage / RELEASE_LINK} ({published.id}); serve it: recsys-ray serve {result.storage}")
+    say(f"release: {result.storage / RELEASE_LINK} ({published.id}); {_next(result.storage, published)}")
     return replace(result, release=published)
+
+
+def _next(storage: Path, published: Artifact) -> str:
+    """What to type to serve a new release: one that was activated goes on being served until another one is."""
+    pointer = read_pointer(published.path.parent)
+    if pointer is None or pointer.id == published.id:
+        return f"serve it: recsys-ray serve {storage}"
+    return f"{pointer.id} stays active until you type: recsys-ray releases activate {storage} {published.id}"

@@ -156,7 +156,7 @@ class Releases:
                 needed.add(link.resolve().name)
             whole = [one for one in self.list() if one.problem is None]
             removed = [one for one in whole[keep:] if one.id not in needed]
-            freed = _bytes_freed([one.path for one in removed])
+            freed, total = _num_bytes([one.path for one in removed])
             if pointer is not None:
                 write_pointer(self.folder, pointer.without({one.id for one in removed}))
             for one in removed:
@@ -164,7 +164,7 @@ class Releases:
                 aside = one.path.with_name(f".{one.id}.pruned.tmp")
                 one.path.rename(aside)
                 shutil.rmtree(aside)
-            return Pruned([one.id for one in removed], freed, sum(one.num_bytes for one in removed))
+            return Pruned([one.id for one in removed], freed, total)
 
     def _names(self) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in self.folder.glob("[!.]*") if path.is_dir()))
@@ -187,11 +187,10 @@ class Releases:
         )
 
 
-def _bytes_freed(folders: Sequence[Path]) -> int:
-    """Of the files whose every name is in these folders."""
+def _num_bytes(folders: Sequence[Path]) -> tuple[int, int]:
+    """Of the files whose every name is in these folders, and of all files there; each file counts once."""
     files = [path.stat() for folder in folders for path in folder.rglob("*") if path.is_file()]
     names = Counter((file.st_dev, file.st_ino) for file in files)
-    whole = {
-        (file.st_dev, file.st_ino): file.st_size for file in files if names[file.st_dev, file.st_ino] == file.st_nlink
-    }
-    return sum(whole.values())
+    once = {(file.st_dev, file.st_ino): file for file in files}
+    freed = sum(file.st_size for inode, file in once.items() if names[inode] == file.st_nlink)
+    return freed, sum(file.st_size for file in once.values())
