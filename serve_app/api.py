@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
 
 from recsys_ray.online.seen import MAX_DAYS, ExcludeSeen, Seen
 from serve_app.config import Limits
@@ -54,7 +53,7 @@ class SeenEvents(BaseModel):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.within_days is None and self.kinds is None:
-            raise PydanticCustomError("no_condition", "give within_days, kinds or both; or true or false instead")
+            raise ValueError("give within_days, kinds or both; or true or false instead")
         return self
 
     def plain(self) -> Seen:
