@@ -13,6 +13,7 @@ from recsys_ray.training.step import global_sum
 
 _PROGRESS = "progress.json"
 _WEIGHTS = "weights.safetensors"
+_MINED = "mined.safetensors"
 
 
 def save_checkpoint(directory: Path, engine: Engine, progress: Progress, place: tuple[int, int]) -> None:
@@ -43,6 +44,7 @@ def _write(directory: Path, engine: Engine, progress: Progress, place: tuple[int
     torch.save(_generators(), directory / f"rng_{rank}.pt")
     if rank == 0:
         save_file({name: tensor.contiguous() for name, tensor in progress.weights.items()}, directory / _WEIGHTS)
+        save_file({"rows": progress.mined}, directory / _MINED)
         (directory / _PROGRESS).write_text(json.dumps({**progress.to_json(), "world_size": world_size}, indent=1))
 
 
@@ -92,7 +94,8 @@ def read_result(directory: Path) -> TrainResult:
 def _progress(directory: Path, written: dict[str, object], with_weights: bool) -> Progress:
     from safetensors.torch import load_file
 
-    return Progress.from_json(written, load_file(directory / _WEIGHTS) if with_weights else {})
+    weights = load_file(directory / _WEIGHTS) if with_weights else {}
+    return Progress.from_json(written, weights, load_file(directory / _MINED)["rows"])
 
 
 def _read(directory: Path) -> dict[str, object]:

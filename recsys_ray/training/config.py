@@ -34,6 +34,11 @@ class TrainingConfig(Config):
         negatives: How many items each position is compared with, shared by the step. "all", or as many as the catalogue
             has items, is every item once: the full softmax, the best where it can be afforded.
         negatives_popularity: Share of them drawn by popularity, the rest evenly; null is half, where any are drawn.
+        hard_negatives: So many of the items that the towers, as of the last epoch, rank first for the users
+            of a step, and that these have not chosen, join its negatives at most. They are certain, so that the drawn
+            ones stand for the others alone. 0 mines none.
+        hard_margin: What has a cosine above this to one of the user's latest items is no hard negative: another edition
+            of what was chosen.
         max_history: A sequence is cut into windows of so many events; null takes what the user tower reads.
         matryoshka: Lengths of prefixes of the vectors that are to be good vectors too: each has its own loss, and the
             loss is the mean over them and the whole (Kusupati et al. 2022, arXiv:2205.13147). `index.dim` cuts to one.
@@ -72,6 +77,8 @@ class TrainingConfig(Config):
     clip_norm: float | None = Field(1.0, gt=0)
     negatives: int | Literal["all"] = 4096
     negatives_popularity: float | None = Field(None, ge=0, le=1)
+    hard_negatives: int = Field(0, ge=0)
+    hard_margin: float = Field(0.95, gt=0, le=1)
     max_history: int | None = Field(None, ge=1)
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = ()
     alignment: float = Field(0.0, ge=0)
@@ -109,6 +116,10 @@ class TrainingConfig(Config):
             raise ValueError(f'negatives of at least 1 or "all", not {self.negatives}')
         if self.negatives == "all" and self.negatives_popularity is not None:
             raise ValueError('negatives_popularity null when negatives is "all": nothing is drawn')
+        if self.negatives == "all" and self.hard_negatives:
+            raise ValueError('hard_negatives 0 when negatives is "all": every item is one already')
+        if 0 < self.hard_negatives < self.batch_size:
+            raise ValueError(f"hard_negatives of 0, or at least batch_size = {self.batch_size}: one for each sequence")
         if self.engine == "plain" and self.zero_stage:
             raise ValueError(f'zero_stage 0 with engine "plain", not {self.zero_stage}; sharding needs "deepspeed"')
         if self.engine == "deepspeed" and not self.workers:

@@ -17,11 +17,12 @@ from recsys_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import Engine
+from recsys_ray.training.hard import add_mined, mine
 from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.optimizer import learning_rate_factor
 from recsys_ray.training.progress import Cut, EpochRecord, Progress, TrainResult
 from recsys_ray.training.step import train_step
-from recsys_ray.training.validation import subsample, validate
+from recsys_ray.training.validation import item_vectors, subsample, validate
 
 KeepCheckpoint = Callable[[EpochRecord | None, Callable[[Path], None]], None]
 """Called by every rank after each epoch with its record, and within an epoch, see `checkpoint_steps`, with None; and
@@ -150,6 +151,9 @@ class _Run:
         self._maker = BatchMaker(data, history, config, place)
         popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
         self._sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
+        if self._sampler.draws_all and config.hard_negatives:
+            allowed = f"0: all {data.train.num_items:,} items are negatives already, by training.negatives"
+            raise ConfigError("training.hard_negatives", config.hard_negatives, allowed)
         self._pairs = PairSampler(data.inputs, config, place)
         self._steps_per_epoch = steps_per_epoch(data.train, history, config.batch_size)
         self._validation = (
@@ -177,7 +181,8 @@ class _Run:
             if every is not None and cut.steps % every == 0 and cut.steps < len(epoch):
                 self.keep_checkpoint(progress, None)
         cut, progress.cut = progress.cut, Cut()
-        return EpochRecord(progress.epochs + 1, cut.loss / cut.steps, cut.sequences / cut.seconds, self._validate())
+        speed = cut.sequences / cut.seconds
+        return EpochRecord(progress.epochs + 1, cut.loss / cut.steps, speed, self._look(progress))
 
     def keep_checkpoint(self, progress: Progress, record: EpochRecord | None) -> None:
         """Where the run goes on from, should it be cut."""
@@ -210,16 +215,22 @@ class _Run:
         warmup = math.ceil(total * self._config.warmup)
         return self._config.learning_rate * learning_rate_factor(step, total, warmup, self._config.schedule)
 
-    def _validate(self) -> dict[str, float]:
-        if self._validation is None:
+    def _look(self, progress: Progress) -> dict[str, float]:
+        """What the towers as they stand are worth, and what they take for right and is not."""
+        if self._validation is None and not self._config.hard_negatives:
             return {}
         with self._engine.evaluating() as judged:
-            return validate(cast(TwoTower, judged), self._data, self._validation, self._engine.device, self._place)
+            model, place = cast(TwoTower, judged), self._place
+            items = item_vectors(model, self._data, self._engine.device, place)
+            if self._config.hard_negatives:
+                progress.mined = mine(model, items, self._data, self._config, place)
+            return {} if self._validation is None else validate(model, items, self._data, self._validation, place)
 
     def _step(self, windows: Windows, progress: Progress) -> None:
         """One step, counted."""
         began, step, cut = time.perf_counter(), progress.step, progress.cut
-        batch = self._maker.make(windows, self._sampler.draw(step), self._pairs.draw(step))
+        draw = add_mined(self._sampler.draw(step), progress.mined, windows.users)
+        batch = self._maker.make(windows, draw, self._pairs.draw(step))
         loss = train_step(self._engine, batch, self._temperature, step, self._learning_rate(step))
         seconds = cut.seconds + time.perf_counter() - began
         progress.step += 1

@@ -60,6 +60,11 @@ class NegativeSampler:
         self._cumulative /= self._cumulative[-1]
         self._log_probabilities = np.log(probabilities)
 
+    @property
+    def draws_all(self) -> bool:
+        """Whether every item with an event is a negative of every step."""
+        return self._count is None
+
     def draw(self, step: int) -> Draw:
         """The negatives of a step, the same on every rank."""
         if self._count is None:

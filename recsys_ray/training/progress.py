@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 MEASURE = "ndcg@10"
@@ -53,6 +54,7 @@ class Progress:
         cut: Of the epoch that is going on.
         best_epoch: The epoch whose weights are kept; the last one when there is no validation.
         weights: Those weights; only rank 0 keeps them.
+        mined: The hard negatives of the next epoch, (U, m) item rows by user, see `training.hard`; empty for none.
     """
 
     records: list[EpochRecord] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Progress:
     cut: Cut = Cut()
     best_epoch: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
+    mined: Tensor = field(default_factory=lambda: torch.zeros((0, 0), dtype=torch.int32))
 
     @property
     def epochs(self) -> int:
@@ -73,7 +76,7 @@ class Progress:
         return validation[MEASURE] > self.records[self.best_epoch - 1].validation[MEASURE]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the weights."""
+        """All but the tensors."""
         return {
             "records": [asdict(record) for record in self.records],
             "step": self.step,
@@ -82,10 +85,10 @@ class Progress:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], weights: dict[str, Tensor]) -> "Progress":
+    def from_json(cls, values: dict[str, Any], weights: dict[str, Tensor], mined: Tensor) -> "Progress":
         """Back from `to_json`."""
         records = [EpochRecord(**record) for record in values["records"]]
-        return cls(records, values["step"], Cut(**values["cut"]), values["best_epoch"], weights)
+        return cls(records, values["step"], Cut(**values["cut"]), values["best_epoch"], weights, mined)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from recsys_ray.core import metrics
@@ -17,32 +18,32 @@ _BLOCK_SCORES = 1 << 22
 _BLOCK_POSITIONS = 1 << 14
 
 
+@torch.no_grad()
 def validate(
-    model: TwoTower, data: TrainInput, queries: Validation, device: torch.device, place: tuple[int, int]
+    model: TwoTower, items: Float[Tensor, "N D"], data: TrainInput, queries: Validation, place: tuple[int, int]
 ) -> dict[str, float]:
     """Mean metrics over all queries, each rank ranking for its share of them; the same on every rank.
 
     Args:
         model: With the weights to judge, on the device.
+        items: The vectors of the catalogue by it.
         data: Catalogue and user attributes.
         queries: Whose next items are known.
-        device: Where to compute.
         place: (rank, world size).
     """
     rank, world_size = place
     mine = queries.take(np.arange(rank, len(queries), world_size))
-    with torch.no_grad():
-        items = item_vectors(model, data, device, place)
-        sums = torch.zeros(len(SHOWN), dtype=torch.float64)
-        size = block_size(data.train.num_items, int(queries.history.lengths.max(initial=1)))
-        # As many blocks on every rank, if need be an empty one: sharded weights come together when all ask for them.
-        for start in range(0, -(-len(queries) // world_size), size):
-            block = mine.take(np.arange(min(start, len(mine)), min(start + size, len(mine))))
-            sums += _metric_sums(block, query_vectors(model, items, data, block) @ items.T)
-    total = global_sum(sums.to(device)).cpu() / max(1, len(queries))
+    sums = torch.zeros(len(SHOWN), dtype=torch.float64)
+    size = block_size(data.train.num_items, int(queries.history.lengths.max(initial=1)))
+    # As many blocks on every rank, if need be an empty one: sharded weights come together when all ask for them.
+    for start in range(0, -(-len(queries) // world_size), size):
+        block = mine.take(np.arange(min(start, len(mine)), min(start + size, len(mine))))
+        sums += _metric_sums(block, query_vectors(model, items, data, block) @ items.T)
+    total = global_sum(sums.to(items.device)).cpu() / max(1, len(queries))
     return dict(zip(SHOWN, total.tolist(), strict=True))
 
 
+@torch.no_grad()
 def item_vectors(model: TwoTower, data: TrainInput, device: torch.device, place: tuple[int, int]) -> Tensor:
     """(N, D) vectors of the whole catalogue; each rank makes a slice, and all get all."""
     count, (rank, world_size) = len(data.inputs), place

@@ -46,7 +46,7 @@ from recsys_ray.training.fit import build_engine, fit_in_process
 from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.on_ray import _fresh
 from recsys_ray.training.step import local_loss
-from recsys_ray.training.validation import items_at_once, validate
+from recsys_ray.training.validation import item_vectors, items_at_once, validate
 from serve_app.config import ServeConfig
 from serve_app.deployments import Gateway
 
@@ -290,7 +290,9 @@ def test_adapters_learn_alone_and_are_merged_into_what_is_returned(
         # What was added to a layer has the rank of its adapter.
         assert int(torch.linalg.matrix_rank(result.weights[name] - before[name], atol=1e-6)) <= 2, name
     # Merged, the towers judge as they did with adapters beside their layers.
-    shown = validate(towers.eval(), TrainInput(inputs, data.train), data.validation, torch.device("cpu"), (0, 1))
+    whole = TrainInput(inputs, data.train)
+    items = item_vectors(towers.eval(), whole, torch.device("cpu"), (0, 1))
+    shown = validate(towers, items, whole, data.validation, (0, 1))
     assert shown == pytest.approx(result.validation, abs=1e-6)
     (tmp_path / "towers").mkdir()
     save_towers(tmp_path / "towers", towers, {})

@@ -8,7 +8,7 @@ from recsys_ray.core.arrays import Ragged
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training import validation as validation_module
 from recsys_ray.training.data import TrainInput, Validation
-from recsys_ray.training.validation import subsample, validate
+from recsys_ray.training.validation import item_vectors, subsample, validate
 
 CPU = torch.device("cpu")
 
@@ -41,13 +41,15 @@ def test_full_ranking_equals_the_one_by_hand(
     histories = data.validation.history
     several = Ragged.of([[(row * 7) % 40, (row * 3 + 1) % 40][: 1 + row % 2] for row in range(30)])
     queries = replace(data.validation, items=several, exclude=histories)
-    found = validate(towers, data, queries, CPU, (0, 1))
+    items = item_vectors(towers.eval(), data, CPU, (0, 1))
+    found = validate(towers, items, data, queries, (0, 1))
     assert found == pytest.approx(by_hand(towers, data, queries), abs=1e-6)
 
 
 def test_a_query_without_a_history_is_ranked_too(towers: TwoTower, data: TrainInput) -> None:
     none = Validation(np.array([0]), Ragged.empty(1), Ragged.empty(1), Ragged.of([[5]]))
-    assert validate(towers, data, none, CPU, (0, 1))["recall@100"] == 1.0
+    items = item_vectors(towers, data, CPU, (0, 1))
+    assert validate(towers, items, data, none, (0, 1))["recall@100"] == 1.0
 
 
 def test_a_sample_of_the_queries_is_always_the_same(data: TrainInput) -> None:
