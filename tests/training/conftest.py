@@ -41,6 +41,11 @@ def small() -> ModuleType:
     return _module("parity_worker")
 
 
+@pytest.fixture(scope="session")
+def chaos() -> ModuleType:
+    return _module("chaos")
+
+
 @pytest.fixture
 def towers(small: ModuleType) -> TwoTower:
     return small.small_towers()

@@ -4,9 +4,10 @@ import copy
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,31 +24,11 @@ pytestmark = pytest.mark.ray
 Settings = Callable[..., TrainingConfig]
 
 
-def train_workers() -> Iterator[int]:
-    """Process ids of the Ray Train workers of this process's own cluster."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-            ours = os.getpid() in ancestors(int(folder.name))
-        except OSError:
-            continue
-        if title.startswith(b"ray::RayTrainWorker") and ours:
-            yield int(folder.name)
-
-
-def ancestors(pid: int) -> set[int]:
-    found: set[int] = set()
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        found.add(pid)
-    return found
-
-
-def kill_one_after_its_first_checkpoint(directory: Path) -> int | None:
+def kill_one_after_its_first_checkpoint(chaos: ModuleType, directory: Path) -> int | None:
     """Kill a worker as soon as there is a checkpoint; None when there was none in time."""
     waiting = threading.Event()  # never set
     for _ in range(6000):
-        victims = list(train_workers())
+        victims = chaos.train_workers()
         if victims and any(directory.glob("*/run/checkpoint_*/progress.json")):
             os.kill(max(victims), signal.SIGKILL)
             return max(victims)
@@ -57,7 +38,7 @@ def kill_one_after_its_first_checkpoint(directory: Path) -> int | None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_changes_nothing(
-    towers: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path
+    towers: TwoTower, data: TrainInput, settings: Settings, tmp_path: Path, chaos: ModuleType
 ) -> None:
     config = settings(workers=2, epochs=6, engine="deepspeed", zero_stage=2)
     models = [copy.deepcopy(towers), copy.deepcopy(towers)]
@@ -68,7 +49,7 @@ def test_a_killed_worker_changes_nothing(
             pool.submit(fit_on_ray, model, data, config, tmp_path / str(name), watch=watched[name].append)
             for name, model in enumerate(models)
         ]
-        killed = kill_one_after_its_first_checkpoint(tmp_path)
+        killed = kill_one_after_its_first_checkpoint(chaos, tmp_path)
         one, other = (run.result() for run in runs)
 
     assert killed is not None
