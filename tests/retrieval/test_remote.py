@@ -1,7 +1,6 @@
 """Releases in other storage: `file://`, and S3 by a server of the test's own."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -22,9 +21,11 @@ def s3(
     tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[[Callable[[], object]], None]
 ) -> Iterator[Callable[[str], str]]:
     """Names to URIs in a bucket of a real S3 server (moto's); credentials and endpoint are part of the URI."""
-    binary = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
+    binary = shutil.which("moto_server")
     if binary is None or subprocess.run([binary, "--help"], capture_output=True, check=False).returncode:
-        pytest.skip("moto_server is not installed: pipx install 'moto[s3]' and inject flask, flask-cors into it")
+        pytest.skip(
+            "moto_server is not installed; in an environment of its own: pip install 'moto[s3]' flask flask-cors"
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,9 +39,12 @@ def s3(
         except httpx.TransportError:
             return False
 
+    def uri(name: str) -> str:
+        return f"s3://key:secret@{name}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+
     try:
         wait_until(answers)
-        yield lambda name: f"s3://key:secret@{name}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        yield uri
     finally:
         process.kill()
         process.wait()
