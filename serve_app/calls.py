@@ -8,7 +8,6 @@ other reason.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,20 +21,21 @@ T = TypeVar("T")
 
 _INLINE_BELOW_S = 1e-3
 _SMOOTHING = 0.2
-_THREADS = max(2, len(os.sched_getaffinity(0)))
 
 
-def in_process(function: Callable[P, T]) -> Callable[Concatenate[float, P], Awaitable[T]]:
+def in_process(function: Callable[P, T], threads: int = 1) -> Callable[Concatenate[float, P], Awaitable[T]]:
     """Call a function of this process without holding up the event loop; the first argument is the time it has.
 
     What takes over a millisecond goes to a thread; what takes less runs inline, since the way to a thread and back
     costs about a tenth of one. The running mean of the function's own time decides; the first call goes to a thread.
-    The threads are the function's own: one that hangs takes no other's.
+    The threads are the function's own: one that hangs takes no other's. One is enough for what computes: stages and
+    requests overlap all the same, and more of them take the interpreter from the event loop, which has to answer those
+    that are refused. What waits for another machine takes more.
 
     The call raises TimeoutError, and the function is not run, when its turn comes after its time.
     """
     mean_s = 1.0
-    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="stage")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="stage")
 
     def timed(due: float, *args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal mean_s
@@ -52,7 +52,7 @@ def in_process(function: Callable[P, T]) -> Callable[Concatenate[float, P], Awai
         if mean_s < _INLINE_BELOW_S:
             return timed(due, *args, **kwargs)
         run = partial(timed, due, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(threads, run)
+        return await asyncio.get_running_loop().run_in_executor(pool, run)
 
     return call
 

@@ -3,13 +3,13 @@
 A function of what is reported and of the time that is passed in; it knows no clock.
 """
 
-_TARGET_SHARE = 0.5  # of the deadline; the rest is for what waits in front of this process, and for uneven work
+_TARGET_SHARE = 0.25  # of the deadline: half of what the slowest stage may take, since work is uneven
 _LEAST = 8  # so that one slow answer at the start turns nobody away
 _REMEMBERED = 50  # answers
 
 
 class AdaptiveLimit:
-    """The limit is the number of requests that are worked off within half of the deadline at the present pace.
+    """The limit is the number of requests that are worked off within a quarter of the deadline at the present pace.
 
     The pace is the time with work per answer, a running mean: one that would come on top of `limit` others had to
     expect an answer later than that (Little's law), so it is better told at once. Work that is spread over threads or

@@ -19,7 +19,7 @@ class Limits(Config):
         deadline_ms: The deadline of requests that set none.
         max_deadline_ms: The longest deadline a request may set.
         max_in_flight: Requests a gateway replica works on at a time; more are answered 429 at once. It takes on fewer
-            where it would not work off as many within half of `deadline_ms`.
+            where it would not work off as many within a quarter of `deadline_ms`.
         max_events: The most events one request may bring.
         retry_after_s: What a refused client is told to wait.
     """

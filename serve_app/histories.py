@@ -17,6 +17,7 @@ from serve_app.problems import Problem
 
 HISTORIES = "histories"
 _DEADLINE_SHARE = 0.3
+_READERS = 8  # reads wait for a disk or another machine
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Histories:
     def __init__(self, store: HistoryStore | None, retry_after_s: int, breaker: Breaker) -> None:
         self._store = store
         self._retry_after_s = retry_after_s
-        self._read = None if store is None else in_process(store.get)
+        self._read = None if store is None else in_process(store.get, _READERS)
         self.circuit = Circuit(override(breaker, {"failures": 1}))
 
     async def of(self, user_id: str, deadline: Deadline, trace: Trace) -> LiveHistory:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
-from serve_app.calls import _THREADS, across, in_process
+from serve_app.calls import across, in_process
 
 pytestmark = pytest.mark.anyio
 
@@ -39,18 +39,18 @@ async def test_a_call_whose_time_went_by_in_the_queue_never_runs() -> None:
         ran.append(number)
         return number
 
-    call = in_process(work)
-    full = [asyncio.create_task(call(60.0, number)) for number in range(_THREADS)]
+    call = in_process(work, threads=2)
+    full = [asyncio.create_task(call(60.0, number)) for number in range(2)]
     late, cancelled = asyncio.create_task(call(0.0, 100)), asyncio.create_task(call(60.0, 101))
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.wait([cancelled])
     let_go.set()
-    assert await asyncio.gather(*full) == list(range(_THREADS))
+    assert await asyncio.gather(*full) == list(range(2))
     with pytest.raises(TimeoutError):
         await late
     assert await call(60.0, 102) == 102
-    assert sorted(ran) == [*range(_THREADS), 102]
+    assert sorted(ran) == [*range(2), 102]
 
 
 async def test_an_inline_call_without_time_left_does_not_run() -> None:
