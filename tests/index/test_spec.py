@@ -30,7 +30,7 @@ def test_the_choice_holds_its_target_and_says_what_was_measured() -> None:
     chosen = choice.index.search(HELD_OUT, 20)[1]
     least = ExactIndex(VECTORS).search(HELD_OUT, 20)[1][:, -1:]
     assert (chosen >= least - 1e-5).mean() == pytest.approx(summary["recall"])
-    holding = [row["queries_per_s"] for row in summary["measured"] if row["recall"] >= 0.95]
+    holding = [row["queries_per_s"] for row in summary["measured"] if row["least_recall"] >= 0.95]
     assert summary["queries_per_s"] == max(holding)
 
 
