@@ -145,6 +145,8 @@ def one_round(address: str, requests: Path, seconds: float) -> Round:
     """Peak, once, thrice."""
     closed = load(address, requests, "closed", CONNECTIONS, seconds)
     peak = len(good(closed)) / seconds
+    if not peak:
+        sys.exit(f"no answer within {DEADLINE_MS:.0f} ms to {CONNECTIONS} clients: this machine has other work to do")
     once = load(address, requests, "open", peak, seconds)
     thrice = load(address, requests, "open", 3 * peak, seconds)
     in_time = good(thrice)
