@@ -142,7 +142,7 @@ def measure_tables() -> list[Row]:
 
 
 def table_steps(above: int | None) -> Steps:
-    settings = {"workers": 0, "negatives": 256, "batch_size": STEP_BATCH, "sparse_tables": above}
+    settings = {"workers": 0, "negatives": 4096, "batch_size": STEP_BATCH, "sparse_tables": above}
     data = sequences(TABLE_ITEMS)
     return Steps(id_towers(TABLE_ITEMS, TABLE_DIM), data, TrainingConfig.parse(settings))
 
