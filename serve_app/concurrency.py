@@ -4,7 +4,7 @@ A function of what is reported and of the time that is passed in; it knows no cl
 """
 
 _TARGET_SHARE = 0.25  # of the deadline: half of what the slowest stage may take, since work is uneven
-_LEAST = 8  # so that one slow answer at the start turns nobody away
+_LEAST = 8  # so that a few clients who come at the same moment are never turned away
 _REMEMBERED = 50  # answers
 
 
@@ -13,7 +13,8 @@ class AdaptiveLimit:
 
     The pace is the time with work per answer, a running mean: one that would come on top of `limit` others had to
     expect an answer later than that (Little's law), so it is better told at once. Work that is spread over threads or
-    other machines makes the pace quicker and the limit higher.
+    other machines makes the pace quicker and the limit higher. At the start the pace is taken to be quick, so that the
+    first answers, which are slow, turn nobody away.
 
     Args:
         most: It never goes higher.
@@ -24,7 +25,6 @@ class AdaptiveLimit:
     def __init__(self, most: int, deadline_s: float) -> None:
         self._most = most
         self._target_s = _TARGET_SHARE * deadline_s
-        self._answers = 0
         self._pace_s = 0.0
         self._since = 0.0
         self.in_flight = 0
@@ -49,6 +49,5 @@ class AdaptiveLimit:
     def end(self, now: float) -> None:
         """One is answered."""
         self.in_flight -= 1
-        self._answers += 1
-        self._pace_s += (now - self._since - self._pace_s) / min(self._answers, _REMEMBERED)
+        self._pace_s += (now - self._since - self._pace_s) / _REMEMBERED
         self._since = now
