@@ -27,7 +27,7 @@ from serve_app.stages import Workers, load_encoding, load_retrieving
 from serve_app.swap import Swap
 
 # Stages in threads let go of the interpreter at every step; with Python's 5 ms they wait that long for it each time
-# while the event loop refuses what is too much. At three times the peak that is an eighth of the goodput.
+# while the event loop refuses what is too much: at 2.5 times the peak 46 good answers a second instead of 55.
 _SWITCH_S = 0.0005
 
 
