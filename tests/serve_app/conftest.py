@@ -1,11 +1,13 @@
 """One small release for all tests of the room, the application over it in process, and both topologies for real."""
 
 import asyncio
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fastapi.dependencies.models
 import httpx
 import numpy as np
 import pyarrow as pa
@@ -42,6 +44,16 @@ LIMITS = Limits(max_body_bytes=4096, max_k=100, max_history=50, max_text_chars=2
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def let_go() -> Iterator[None]:
+    """End the threads of a module's applications, which FastAPI holds: it remembers the functions of all it saw."""
+    yield
+    for remembered in vars(fastapi.dependencies.models).values():
+        if hasattr(remembered, "cache_clear"):
+            remembered.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

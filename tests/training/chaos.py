@@ -6,6 +6,7 @@ Run as ``python chaos.py WAY OUT SETTINGS`` with settings in JSON. Ways: "join A
 losses and the digest of the weights go to OUT/result.json.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -94,20 +95,24 @@ def uploading(out: Path) -> Path | None:
 
 
 def stopped_while_uploading(out: Path) -> list[int]:
-    """The workers of a run, if they are in the middle of an upload, and stopped there."""
-    if uploading(out) is None:
-        return []
-    workers = train_workers()
-    _signal(workers, signal.SIGSTOP)
-    if uploading(out) is None:  # it has ended meanwhile
+    """The workers of a run, stopped in the middle of an upload; none if there was no upload for a while.
+
+    They go in slow motion, some milliseconds at a time, since who looks only now and then may miss every upload.
+    """
+    workers, pause = train_workers() if whole_checkpoints(out) else [], threading.Event()
+    for _ in range(100 if workers else 0):
+        _signal(workers, signal.SIGSTOP)
+        if uploading(out) is not None:
+            return workers
         _signal(workers, signal.SIGCONT)
-        return []
-    return workers
+        pause.wait(0.002)
+    return []
 
 
 def _signal(processes: list[int], number: signal.Signals) -> None:
     for process in processes:
-        os.kill(process, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _size(path: Path) -> int:
