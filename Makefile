@@ -56,8 +56,8 @@ check: $(INSTALLED) ## format, lint, dependencies, import layers, types, fast te
 	@$(BIN)/lint-imports || $(call fail,an import goes against the layers in pyproject.toml: CONTRIBUTING.md tells which way they go)
 	@$(call say,5/6 types)
 	@$(BIN)/mypy || $(call fail,mend the types above)
-	@$(call say,6/6 fast tests: all that start no Ray cluster)
-	@$(BIN)/pytest $(BESIDE) -m "not ray and not chaos" $(PYTEST_ARGS)
+	@$(call say,6/6 fast tests: no Ray cluster and nothing that takes seconds)
+	@$(BIN)/pytest $(BESIDE) -m "not ray and not slow and not chaos" $(PYTEST_ARGS)
 
 test: $(INSTALLED) ## every test, on this machine alone
 	@$(call say,All tests; those that need private data say so and skip)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.precision import has_bf16
-from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import TwoTower, build
 from recsys_ray.encoders.user_tower import UserTower
 from recsys_ray.training.alignment import PairSampler
 from recsys_ray.training.batches import BatchMaker, StepBatch, pad_windows

@@ -60,10 +60,13 @@ def _stage_command(stage: str, text: str) -> None:
     def command(
         preset: Preset = "cpu", config: ConfigFile = None, sets: Settings = None, storage: Storage = None
     ) -> None:
-        from recsys_ray.pipeline import run
         from recsys_ray.presets import load_preset
 
-        run(load_preset(preset, config, sets or [], storage), until=stage)
+        settings = load_preset(preset, config, sets or [], storage)
+        # What a run needs takes seconds to import: a mistake in the settings is told before.
+        from recsys_ray.pipeline import run
+
+        run(settings, until=stage)
 
     app.command(stage, help=text)(command)
 
@@ -97,7 +100,6 @@ def train(  # noqa: PLR0913 (options of one command)
     workers: Annotated[int | None, typer.Option(help="With --verify-parity: how many, against one; 2.")] = None,
 ) -> None:
     """Train the towers with Ray Train; --verify-parity checks instead that N workers do what one does."""
-    from recsys_ray.pipeline import run
     from recsys_ray.presets import load_preset
 
     wanted = {"steps": steps, "engines": engines, "workers": workers}
@@ -107,6 +109,8 @@ def train(  # noqa: PLR0913 (options of one command)
         raise typer.Exit(_verify_parity(settings, given))
     if given:
         raise ConfigError("train", [f"--{name}" for name in given], "them with --verify-parity alone")
+    from recsys_ray.pipeline import run
+
     run(settings, until="train")
 
 

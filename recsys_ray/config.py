@@ -7,13 +7,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator
 
+from recsys_ray.core.cluster import RayConfig
 from recsys_ray.core.config import Config, execution, override
 from recsys_ray.core.errors import ConfigError
-from recsys_ray.core.on_ray import RayConfig
 from recsys_ray.data.sources import DataConfig
 from recsys_ray.data.split import SplitConfig
-from recsys_ray.embedding.encode import EmbeddingConfig
-from recsys_ray.encoders.two_tower import TwoTowerConfig
+from recsys_ray.embedding.config import EmbeddingConfig
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.evaluation.replay import FUSED
 from recsys_ray.evaluation.settings import EvaluationConfig
 from recsys_ray.index.spec import IndexConfig

@@ -20,6 +20,8 @@ from recsys_ray.evaluation.ranks import RANKS_FILE, Ranks
 from recsys_ray.pipeline import run, validate
 from recsys_ray.presets import PRESETS
 
+pytestmark = pytest.mark.slow
+
 IN_PROCESS = {"training.workers": 0, "model.text": None, "channels.content.space": None}
 
 

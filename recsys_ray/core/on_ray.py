@@ -14,42 +14,21 @@ from typing import Any
 
 import ray
 
-from recsys_ray.core.config import Config, execution
+from recsys_ray.core.cluster import LOCAL, RayConfig
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.progress import say
 
 # One thread a worker: Ray runs one worker a core, and workers that each spread over all cores slow each other down
 # many times over. A value that the user or the submitted job already set is respected.
 _WORKER_ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-_LOCAL = "local"
 # What a person should read is said by the driver; all that workers log is in the files of the cluster's session.
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 _CONNECT_TIMEOUT_S = 10.0
 
 
-class RayConfig(Config):
-    """Which Ray cluster to use.
-
-    Attributes:
-        address: "host:port" or "auto" joins a cluster, null uses RAY_ADDRESS or else starts a private one.
-        num_cpus: Logical CPUs of a private cluster; null takes every core.
-        object_store_bytes: Its object store; null leaves it to Ray.
-    """
-
-    address: str | None = execution(None)
-    num_cpus: int | None = execution(None, ge=1)
-    object_store_bytes: int | None = execution(None, ge=80 * 1024**2)
-
-
-def one_cpu(config: RayConfig) -> bool:
-    """Whether the cluster of these settings would be one CPU of this machine: nothing runs beside anything else."""
-    where = config.address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    return where == _LOCAL and (config.num_cpus or os.cpu_count()) == 1
-
-
 def would_be_private(config: RayConfig) -> bool:
     """Whether these settings start a cluster on this machine, whose size is therefore known before."""
-    return (config.address or os.environ.get("RAY_ADDRESS") or _LOCAL) == _LOCAL and not ray.is_initialized()
+    return (config.address or os.environ.get("RAY_ADDRESS") or LOCAL) == LOCAL and not ray.is_initialized()
 
 
 @dataclass(frozen=True)
@@ -103,13 +82,13 @@ def connect(
     if ray.is_initialized():
         say(f"Ray: staying in the cluster at {_address()}, which this process was in already; its size stays too")
         return Connection(_address(), private=False, ours=False)
-    where = address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    if where == _LOCAL:
+    where = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    if where == LOCAL:
         _start(num_cpus, object_store_bytes, dashboard)
     else:
         _refuse_sizes(where, num_cpus=num_cpus, object_store_bytes=object_store_bytes)
         _join(where)
-    return Connection(_address(), private=where == _LOCAL, ours=True)
+    return Connection(_address(), private=where == LOCAL, ours=True)
 
 
 def cluster_cpus() -> int:
@@ -145,7 +124,7 @@ def _start(num_cpus: int | None, object_store_bytes: int | None, dashboard: bool
     # That a private cluster is guarded by a token is its default, nothing to warn of.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
-        address=_LOCAL,
+        address=LOCAL,
         num_cpus=num_cpus,
         object_store_memory=object_store_bytes,
         include_dashboard=dashboard,

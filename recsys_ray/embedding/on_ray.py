@@ -20,9 +20,10 @@ from recsys_ray.embedding.cache import FeatureCache, column_of, matrix_of
 from recsys_ray.embedding.encode import Chunk, collect, embed_items, encode_chunk, plan
 from recsys_ray.embedding.inputs_file import read_rows, write_inputs
 from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.encoders.config import ImageConfig, TextConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import FeatureTable, pieces_of
-from recsys_ray.encoders.modality import IMAGE, TEXT, Backbone, ImageConfig, TextConfig
+from recsys_ray.encoders.modality import IMAGE, TEXT, Backbone
 from recsys_ray.encoders.two_tower import TwoTower, load_towers
 
 _HASH = "hash"

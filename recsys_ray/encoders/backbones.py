@@ -1,7 +1,7 @@
 """Which backbone a configuration means."""
 
+from recsys_ray.encoders.config import ImageConfig, TextConfig
 from recsys_ray.encoders.image import ImageBackbone, load_image_backbone
-from recsys_ray.encoders.modality import ImageConfig, TextConfig
 from recsys_ray.encoders.text import TextBackbone, load_text_backbone
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from recsys_ray.core.artifacts import link_or_copy
 from recsys_ray.core.errors import ConfigError, MissingExtraError
-from recsys_ray.encoders.precision import Precision, uses_bf16
+from recsys_ray.encoders.config import Precision
+from recsys_ray.encoders.precision import uses_bf16
 
 PACKAGE_PREFIX = "package:"
 BACKBONE_FILE = "backbone.json"  # what a saved backbone knows beyond its checkpoint: pooling, precision, architecture

@@ -25,10 +25,10 @@ from recsys_ray.encoders.checkpoint import (
     read_facts,
     write_checkpoint,
 )
+from recsys_ray.encoders.config import Precision
 from recsys_ray.encoders.efficientnet_lite import NUM_FEATURES, EfficientNetLite0, fold
 from recsys_ray.encoders.inputs import ModalityInputs
 from recsys_ray.encoders.picture import HubProcessor, LiteProcessor, Picture, Processor, open_picture
-from recsys_ray.encoders.precision import Precision
 
 _SETTING = "model.image.backbone"
 _LITE = "efficientnet_lite0"

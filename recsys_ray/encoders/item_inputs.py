@@ -16,9 +16,10 @@ from recsys_ray.core import schema
 from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray
 from recsys_ray.core.errors import DataError
 from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs, ModalityInputs
 from recsys_ray.encoders.modality import ATTRIBUTES, ID, TEXT, Backbone, vectors_modality
-from recsys_ray.encoders.two_tower import TwoTowerConfig, vector_columns
+from recsys_ray.encoders.two_tower import vector_columns
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 

@@ -1,11 +1,10 @@
 """In which type matrix products are made: bfloat16 where the device has it in hardware, else float32."""
 
 from functools import lru_cache
-from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "bf16", "fp32"]
+from recsys_ray.encoders.config import Precision
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:

@@ -25,8 +25,8 @@ from recsys_ray.encoders.checkpoint import (
     read_facts,
     write_checkpoint,
 )
+from recsys_ray.encoders.config import Precision
 from recsys_ray.encoders.inputs import ModalityInputs
-from recsys_ray.encoders.precision import Precision
 
 Pooling = Literal["mean", "cls"]
 

@@ -5,91 +5,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from recsys_ray.core.config import Config, result_settings
+from recsys_ray.core.config import result_settings
 from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.core.schema import Fields
 from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.encoders.config import Member, TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_tower import Attributes, FrozenFeatures, IdResidual, ItemTower, TrainedBackbone
 from recsys_ray.encoders.members import ItemTowers, UserTowers
-from recsys_ray.encoders.modality import (
-    ATTRIBUTES,
-    ID,
-    IMAGE,
-    TEXT,
-    AttributesConfig,
-    Backbone,
-    IdConfig,
-    ImageConfig,
-    TextConfig,
-    VectorsConfig,
-    vectors_modality,
-)
-from recsys_ray.encoders.user_tower import UserTower, UserTowerConfig
-
-Member = Literal["all", "content", "id"]
+from recsys_ray.encoders.modality import ATTRIBUTES, ID, IMAGE, TEXT, Backbone, vectors_modality
+from recsys_ray.encoders.user_tower import UserTower
 
 WEIGHTS_FILE = "towers.safetensors"
 SPEC_FILE = "tower.json"
 BACKBONES = "backbones"  # folder of one sub-folder a modality
-
-
-class TwoTowerConfig(Config):
-    """Item tower and user tower. A modality that is null is not read; one that the data lacks is left out.
-
-    Attributes:
-        dim: Length D of a member's vectors.
-        members: The models of the ensemble, each by the modalities it reads: "all", "content" (all but the id) or "id".
-            Their vectors stand side by side, so that the space has D numbers a member.
-        temperature: Scores are cosines divided by it in the loss.
-        modality_dropout: Probability that a content modality of an item is hidden from the content head in training.
-        alone: Probability that an item shows the content head a single modality, as a text query does later.
-        text: Text fields.
-        image: Pictures.
-        attributes: Categorical and numeric attributes.
-        vectors: Columns of precomputed vectors.
-        id: A learned vector for each known item.
-        user: The transformer over the history.
-    """
-
-    dim: int = Field(128, ge=4)
-    members: tuple[Member, ...] = Field(("all",), min_length=1)
-    temperature: float = Field(0.05, gt=0)
-    modality_dropout: float = Field(0.2, ge=0, lt=1)
-    alone: float = Field(0.3, ge=0, lt=1)
-    text: TextConfig | None = TextConfig()
-    image: ImageConfig | None = ImageConfig()
-    attributes: AttributesConfig | None = AttributesConfig()
-    vectors: VectorsConfig | None = VectorsConfig()
-    id: IdConfig | None = IdConfig()
-    user: UserTowerConfig = UserTowerConfig()
-
-    @property
-    def width(self) -> int:
-        """Length of the vectors of all members together."""
-        return self.dim * len(self.members)
-
-    @model_validator(mode="after")
-    def _one_member_trains_backbones(self) -> "TwoTowerConfig":
-        trained = [name for name, one in ((TEXT, self.text), (IMAGE, self.image)) if one and one.trained]
-        if trained and len(self.members) > 1:
-            raise ValueError(f"one member where {' and '.join(trained)} is trained: a backbone is trained once")
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide_dim(self) -> "TwoTowerConfig":
-        if self.dim % self.user.heads:
-            raise ValueError(f"a dim that is a multiple of user.heads = {self.user.heads}, not {self.dim}")
-        return self
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,14 @@
 """The user tower: a causal transformer over the item vectors of a history."""
 
 import math
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
-from recsys_ray.core.config import Config, override
+from recsys_ray.encoders.config import UserTowerConfig
 from recsys_ray.encoders.dropout import Dropout
-
-_DROPOUT, _DROPOUT_SHORT = 0.2, 0.4
-_SHORT = 30  # events
-
-
-class UserTowerConfig(Config):
-    """The transformer over a user's history.
-
-    Attributes:
-        blocks: Transformer blocks.
-        heads: Attention heads; `dim` must be a multiple.
-        history: The last so many items are read.
-        hidden: Width of the feed-forward layers, as a multiple of `dim`.
-        dropout: On inputs and on what each block adds; attention weights have none, which keeps the fast path. "auto"
-            is 0.2 for long histories and 0.4 for those of fewer than 30 events on average, which are soon learned by
-            heart.
-        positions: "rotary" (relative), or "learned" (one vector a position, counted from the end: the place that is
-            asked when serving is then trained by the last event of each window alone).
-    """
-
-    blocks: int = Field(2, ge=1)
-    heads: int = Field(2, ge=1)
-    history: int = Field(200, ge=1)
-    hidden: int = Field(4, ge=1)
-    dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
-    positions: Literal["learned", "rotary"] = "rotary"
-
-    @property
-    def rate(self) -> float:
-        """The dropout; that for long histories where nothing is known of them."""
-        return _DROPOUT if self.dropout == "auto" else self.dropout
-
-    def suited(self, mean_events: float) -> "UserTowerConfig":
-        """The settings for users with so many events on average: nothing is "auto" any more."""
-        if self.dropout != "auto":
-            return self
-        return override(self, {"dropout": _DROPOUT_SHORT if mean_events < _SHORT else _DROPOUT})
 
 
 class UserTower(nn.Module):

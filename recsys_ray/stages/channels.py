@@ -11,9 +11,10 @@ import numpy as np
 
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.core.artifacts import Artifact
+from recsys_ray.core.cluster import one_cpu
 from recsys_ray.core.config import result_settings
 from recsys_ray.core.errors import ConfigError, NotApplicable
-from recsys_ray.core.on_ray import cluster_cpus, one_cpu
+from recsys_ray.core.on_ray import cluster_cpus
 from recsys_ray.core.progress import following, say, say_into
 from recsys_ray.retrieval.channel_tuning import ChannelTuningConfig, tune_channel
 from recsys_ray.retrieval.channels import KINDS, ChannelConfig

@@ -13,8 +13,9 @@ from recsys_ray.core.config import result_settings
 from recsys_ray.embedding.encode import compute_features, read_vectors, write_vectors
 from recsys_ray.embedding.on_ray import Pool, compute_features_on_ray
 from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.encoders.config import ImageConfig, TextConfig
 from recsys_ray.encoders.item_inputs import FeatureTable
-from recsys_ray.encoders.modality import IMAGE, TEXT, Backbone, ImageConfig, TextConfig
+from recsys_ray.encoders.modality import IMAGE, TEXT, Backbone
 from recsys_ray.stages.work import Data, Work
 
 VERSION = 2

@@ -17,17 +17,10 @@ from recsys_ray.core.config import override, result_settings
 from recsys_ray.embedding.encode import embed_items, read_vectors, write_vectors
 from recsys_ray.embedding.on_ray import Pool, embed_items_on_ray
 from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import build_item_inputs
-from recsys_ray.encoders.two_tower import (
-    TwoTower,
-    TwoTowerConfig,
-    build,
-    load_towers,
-    read_space_id,
-    save_towers,
-    trained_backbones,
-)
+from recsys_ray.encoders.two_tower import TwoTower, build, load_towers, read_space_id, save_towers, trained_backbones
 from recsys_ray.stages.features import Features, digest_backbones, frozen_configs
 from recsys_ray.stages.work import Data, Scope, Work
 from recsys_ray.training.data import TrainInput, Validation

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from recsys_ray.core.errors import ConfigError, MissingExtraError
+from recsys_ray.encoders.config import LoraConfig
 from recsys_ray.encoders.image import HubVision, ImageBackbone
-from recsys_ray.encoders.modality import IMAGE, TEXT, LoraConfig
+from recsys_ray.encoders.modality import IMAGE, TEXT
 from recsys_ray.encoders.text import TextBackbone
 from recsys_ray.encoders.two_tower import TwoTower, trained_backbones
 

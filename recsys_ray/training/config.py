@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from recsys_ray.core.config import Config, execution
-from recsys_ray.encoders.precision import Precision
+from recsys_ray.encoders.config import Precision
 
 EngineName = Literal["plain", "deepspeed"]
 AVERAGE = 0.995

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recsys_ray.core.errors import ArtifactError
-from recsys_ray.encoders.precision import Precision, uses_bf16
+from recsys_ray.encoders.config import Precision
+from recsys_ray.encoders.precision import uses_bf16
 from recsys_ray.training.engine import BuildOptimizer
 from recsys_ray.training.optimizer import set_learning_rate
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recsys_ray.encoders.precision import Precision, uses_bf16
+from recsys_ray.encoders.config import Precision
+from recsys_ray.encoders.precision import uses_bf16
 from recsys_ray.training.optimizer import set_learning_rate
 from recsys_ray.training.tables import LazyTables, RowGradient, SparseTable, require_same
 

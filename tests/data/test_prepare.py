@@ -21,6 +21,8 @@ from recsys_ray.data.sources import Columns, DataConfig
 from recsys_ray.data.split import SplitConfig
 from recsys_ray.data.synthetic import make_synthetic
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Publisher:

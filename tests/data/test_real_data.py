@@ -11,7 +11,7 @@ from recsys_ray.data.prepare import prepare
 from recsys_ray.data.sources import DataConfig
 from recsys_ray.data.split import SplitConfig
 
-pytestmark = pytest.mark.shared_data
+pytestmark = [pytest.mark.shared_data, pytest.mark.slow]
 
 
 def make(folder, data, split=None):

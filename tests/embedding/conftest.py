@@ -13,7 +13,7 @@ from PIL import Image
 from recsys_ray.core import schema
 
 if TYPE_CHECKING:
-    from recsys_ray.encoders.modality import ImageConfig, TextConfig
+    from recsys_ray.encoders.config import ImageConfig, TextConfig
 
 # Before any test module imports the package, else the hook comes too late.
 install_import_hook("recsys_ray.encoders", "beartype.beartype")
@@ -27,7 +27,7 @@ def text_config(tmp_path_factory: pytest.TempPathFactory) -> "TextConfig":
     """A tiny BERT."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    from recsys_ray.encoders.modality import TextConfig
+    from recsys_ray.encoders.config import TextConfig
 
     folder = tmp_path_factory.mktemp("bert")
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
@@ -42,7 +42,7 @@ def image_config(tmp_path_factory: pytest.TempPathFactory) -> "ImageConfig":
     """A tiny ViT."""
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-    from recsys_ray.encoders.modality import ImageConfig
+    from recsys_ray.encoders.config import ImageConfig
 
     folder = tmp_path_factory.mktemp("vit")
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}

@@ -13,10 +13,10 @@ from recsys_ray.core.schema import IMAGE, TEXT, Fields
 from recsys_ray.embedding.cache import FeatureCache
 from recsys_ray.embedding.encode import compute_features, embed_items, plan, read_vectors, write_vectors
 from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.encoders.config import ImageConfig, TextConfig, TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import pieces_of
-from recsys_ray.encoders.modality import ImageConfig, TextConfig
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import build
 
 
 class Counting:

@@ -9,9 +9,9 @@ from recsys_ray.core.schema import Fields
 from recsys_ray.embedding.encode import compute_features, embed_items
 from recsys_ray.embedding.on_ray import Pool, compute_features_on_ray, embed_items_on_ray
 from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.encoders.config import ImageConfig, TextConfig, TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
-from recsys_ray.encoders.modality import ImageConfig, TextConfig
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build, save_towers
+from recsys_ray.encoders.two_tower import build, save_towers
 
 pytestmark = pytest.mark.ray
 

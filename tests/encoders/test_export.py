@@ -14,6 +14,8 @@ from recsys_ray.encoders.export import export_backbones
 from recsys_ray.encoders.image import load_image_backbone
 from recsys_ray.encoders.text import TextBackbone, load_text_backbone
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["red shoe", "the warm light blue coat", "a", "coat the the the the the the the the red"]
 ABSENT = importlib.util.find_spec("sentence_transformers") is None
 needs_peer = pytest.mark.skipif(ABSENT, reason="sentence-transformers is not installed: pip install 'recsys-ray[dev]'")

@@ -12,6 +12,8 @@ from recsys_ray.encoders.image import load_image_backbone
 from recsys_ray.encoders.modality import Backbone
 from recsys_ray.encoders.picture import open_picture
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("vit", "dinov2", "clip", "siglip")
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.image import load_image_backbone
 from recsys_ray.encoders.item_inputs import FeatureTable, build_item_inputs, pieces_of
 from recsys_ray.encoders.text import load_text_backbone
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import build
 
 Catalogue = tuple[pa.Table, Fields]
 

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recsys_ray.core.schema import Fields, NumericField
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_tower import hide
-from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import TwoTower, build
 
 FIELDS = Fields(
     numeric={"price": NumericField(mean=0, std=1)},

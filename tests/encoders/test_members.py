@@ -3,8 +3,9 @@ import torch
 
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
-from recsys_ray.encoders.two_tower import TrainBatch, TwoTower, TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import TrainBatch, TwoTower, build
 
 DIM, ITEMS = 8, 10
 

@@ -10,6 +10,8 @@ from recsys_ray.encoders.onnx_export import export_text, quantise
 from recsys_ray.encoders.onnx_text import FULL_FILE, INT8_FILE, OnnxFacts, load_onnx_text
 from recsys_ray.encoders.text import load_text_backbone
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx", reason="onnx: pip install 'recsys-ray[cpu]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime: pip install 'recsys-ray[cpu]'")
 

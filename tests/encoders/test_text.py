@@ -14,6 +14,8 @@ from recsys_ray.core.errors import ConfigError
 from recsys_ray.encoders.modality import Backbone
 from recsys_ray.encoders.text import load_text_backbone
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["red shoe", "the warm light blue coat", "a", "coat"]
 
 

@@ -8,13 +8,13 @@ import torch
 
 from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import build_item_inputs
 from recsys_ray.encoders.text import load_text_backbone
 from recsys_ray.encoders.two_tower import (
     TrainBatch,
     TwoTower,
-    TwoTowerConfig,
     build,
     load_towers,
     read_space_id,

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recsys_ray.encoders.user_tower import UserTower, UserTowerConfig
+from recsys_ray.encoders.config import UserTowerConfig
+from recsys_ray.encoders.user_tower import UserTower
 
 POSITIONS = ("learned", "rotary")
 

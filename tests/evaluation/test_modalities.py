@@ -7,8 +7,9 @@ import torch
 from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.schema import Fields
 from recsys_ray.data.dataset import Targets
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
-from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import TwoTower, build
 from recsys_ray.evaluation.modalities import ALL, by_modality, modality_sections
 from recsys_ray.evaluation.questions import Questions
 from recsys_ray.evaluation.settings import EvaluationConfig

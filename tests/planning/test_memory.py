@@ -7,8 +7,9 @@ from torch import nn
 from recsys_ray.core.config import override
 from recsys_ray.core.schema import Fields
 from recsys_ray.encoders.backbones import load_backbone
+from recsys_ray.encoders.config import UserTowerConfig
 from recsys_ray.encoders.two_tower import build
-from recsys_ray.encoders.user_tower import UserTower, UserTowerConfig
+from recsys_ray.encoders.user_tower import UserTower
 from recsys_ray.planning.memory import Line, Need, Room, Sizes
 from recsys_ray.planning.remedies import remedies
 from recsys_ray.planning.skeleton import saved_bytes, skeleton

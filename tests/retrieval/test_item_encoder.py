@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from recsys_ray.core.schema import Fields, NumericField
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.image import load_image_backbone
 from recsys_ray.encoders.item_inputs import FeatureTable, build_item_inputs
 from recsys_ray.encoders.text import load_text_backbone
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import build
 from recsys_ray.retrieval.item_encoder import derive, encode_item
 from recsys_ray.retrieval.query_encoder import FrozenQueryEncoder, TowerQueryEncoder
 

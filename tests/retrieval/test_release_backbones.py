@@ -9,12 +9,11 @@ from PIL import Image
 
 from recsys_ray.core.errors import DataError
 from recsys_ray.embedding.encode import embed_items
+from recsys_ray.encoders.config import TextConfig, TwoTowerConfig, UserTowerConfig
 from recsys_ray.encoders.image import load_image_backbone
 from recsys_ray.encoders.item_inputs import FeatureTable, build_item_inputs
-from recsys_ray.encoders.modality import TextConfig
 from recsys_ray.encoders.text import load_text_backbone
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build, save_towers
-from recsys_ray.encoders.user_tower import UserTowerConfig
+from recsys_ray.encoders.two_tower import build, save_towers
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.retrieval.channels import fit_channel
 from recsys_ray.retrieval.channels.content import ContentConfig

@@ -18,6 +18,8 @@ from recsys_ray.core.errors import ArtifactError, RecsysError
 from recsys_ray.retrieval.release import load_release
 from recsys_ray.retrieval.release_check import check_release, inspect
 
+pytestmark = pytest.mark.slow
+
 INDEX = "channels/nearest/index/index.faiss"
 VECTORS = "channels/nearest/index/vectors.npy"
 

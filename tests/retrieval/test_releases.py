@@ -16,6 +16,8 @@ from recsys_ray.retrieval.release import ReleaseParts, resolve_release, write_re
 from recsys_ray.retrieval.release_pointer import POINTER, Pointer, locked, read_pointer, write_pointer
 from recsys_ray.retrieval.releases import Releases
 
+pytestmark = pytest.mark.slow
+
 
 def damage(release: Path) -> None:
     (release / "fusion.json").write_text("{}")

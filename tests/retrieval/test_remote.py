@@ -15,6 +15,8 @@ from recsys_ray.core.errors import ArtifactError, ConfigError
 from recsys_ray.retrieval.release import load_release, resolve_release
 from recsys_ray.retrieval.remote import fetch, is_uri, pull, push
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def s3(

@@ -11,13 +11,12 @@ import pytest
 from recsys_ray.core.artifacts import open_artifact
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.embedding.encode import embed_items
+from recsys_ray.encoders.config import TextConfig, TwoTowerConfig, UserTowerConfig
 from recsys_ray.encoders.item_inputs import FeatureTable, build_item_inputs
-from recsys_ray.encoders.modality import TextConfig
 from recsys_ray.encoders.onnx_export import export_text
 from recsys_ray.encoders.onnx_text import INT8_FILE
 from recsys_ray.encoders.text import load_text_backbone
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build, save_towers
-from recsys_ray.encoders.user_tower import UserTowerConfig
+from recsys_ray.encoders.two_tower import build, save_towers
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.retrieval.channels import fit_channel
 from recsys_ray.retrieval.channels.fit_data import FitData, Space
@@ -28,6 +27,8 @@ from recsys_ray.retrieval.text_backends import TextEncoderConfig, choose, fideli
 from serve_app.config import Live, ServeConfig
 from serve_app.deployments import Gateway
 from tests.retrieval.test_release import FIELDS, ITEMS, TITLES, N, make_events, make_parts, publish
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("onnx", reason="onnx: pip install 'recsys-ray[cpu]'")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime: pip install 'recsys-ray[cpu]'")

@@ -21,8 +21,9 @@ from recsys_ray.data.dataset import Dataset, load_dataset, prepare
 from recsys_ray.data.split import SplitConfig
 from recsys_ray.data.synthetic import make_synthetic
 from recsys_ray.embedding.encode import embed_items
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.item_inputs import build_item_inputs
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build, save_towers
+from recsys_ray.encoders.two_tower import build, save_towers
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.online.history import write_histories
 from recsys_ray.retrieval.channels import fit_channel

@@ -16,6 +16,8 @@ from serve_app.problems import ProblemDocument
 from tests.serve_app.conftest import Client
 from tests.serve_app.swapping import BROKEN, ONE, OTHER, start_over
 
+pytestmark = pytest.mark.slow
+
 KEY = "a key that nobody guesses"
 WRITES: list[tuple[str, str, Any]] = [
     ("POST", "/v1/events", {"events": [{"user_id": "u1", "item_id": "i1"}]}),

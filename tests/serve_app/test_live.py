@@ -16,6 +16,8 @@ from serve_app.config import Live
 from serve_app.live import LiveRelease, default_path
 from serve_app.problems import ProblemDocument
 
+pytestmark = pytest.mark.slow
+
 WITHIN_S = 1.0
 NEW = {"fields": {"title": "Zanzibar", "category": "ocean", "tags": ["red"], "price": 12.5}}
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from serve_app.problems import MEDIA_TYPE, ProblemDocument
 
+pytestmark = pytest.mark.slow
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 nonsense = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)

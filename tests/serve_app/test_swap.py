@@ -20,6 +20,8 @@ from serve_app.deployments import Gateway
 from serve_app.opening import first_release, followed_folder
 from tests.serve_app.swapping import BROKEN, ONE, OTHER, QUESTIONS, Offline, point_at, start_over
 
+pytestmark = pytest.mark.slow
+
 WITHIN_S = 200.0
 
 

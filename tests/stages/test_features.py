@@ -1,4 +1,4 @@
-from recsys_ray.encoders.modality import TextConfig
+from recsys_ray.encoders.config import TextConfig
 from recsys_ray.stages.features import digest_backbones
 
 

@@ -12,6 +12,8 @@ from recsys_ray.core.errors import ConfigError
 from recsys_ray.presets import PRESETS
 from recsys_ray.stages.gpus import refuse_fewer, require_gpus
 
+pytestmark = pytest.mark.slow
+
 
 def test_more_workers_than_gpus_are_refused_with_the_way_out():
     config = override(PRESETS["gpu_small"](), {"training.workers": 4})

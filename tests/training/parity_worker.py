@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
-from recsys_ray.encoders.two_tower import TwoTower, TwoTowerConfig, build
+from recsys_ray.encoders.two_tower import TwoTower, build
 from recsys_ray.training import alignment as alignment_module
 from recsys_ray.training import step as step_module
 from recsys_ray.training.alignment import PairSampler

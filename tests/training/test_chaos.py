@@ -31,6 +31,8 @@ from recsys_ray.training.fit import LocalCheckpoints, fit_in_process
 from recsys_ray.training.on_ray import fit_on_ray
 from recsys_ray.training.progress import TrainResult
 
+pytestmark = pytest.mark.slow
+
 DRIVER = Path(__file__).with_name("chaos.py")
 Driver = Callable[[list[str], Path, TrainingConfig], "subprocess.Popen[bytes]"]
 Settings = Callable[..., TrainingConfig]

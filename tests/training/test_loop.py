@@ -23,6 +23,8 @@ from recsys_ray.training.loop import Hooks
 from recsys_ray.training.progress import EpochRecord
 from recsys_ray.training.validation import item_vectors, query_vectors
 
+pytestmark = pytest.mark.slow
+
 Settings = Callable[..., TrainingConfig]
 
 

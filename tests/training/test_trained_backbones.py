@@ -18,17 +18,10 @@ from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.schema import IMAGE, IMAGE_HASH, ITEM_ID, TEXT, Fields
 from recsys_ray.embedding.encode import embed_items
+from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.item_inputs import build_item_inputs
-from recsys_ray.encoders.two_tower import (
-    TwoTower,
-    TwoTowerConfig,
-    build,
-    encode_in_parts,
-    load_towers,
-    save_towers,
-    trained_backbones,
-)
+from recsys_ray.encoders.two_tower import TwoTower, build, encode_in_parts, load_towers, save_towers, trained_backbones
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.online.history import write_histories
 from recsys_ray.retrieval.channels import fit_channel
@@ -49,6 +42,8 @@ from recsys_ray.training.step import local_loss
 from recsys_ray.training.validation import item_vectors, items_at_once, validate
 from serve_app.config import ServeConfig
 from serve_app.deployments import Gateway
+
+pytestmark = pytest.mark.slow
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "shoe", "coat", "warm", "light", "old", "new"]
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}

@@ -19,6 +19,8 @@ from tune.front import Point, Target
 from tune.pareto import FRONT_FILE, FRONT_FOLDER, PAGE_FILE, pareto
 from tune.spaces import Space, parse_space
 
+pytestmark = pytest.mark.slow
+
 ONE_CHANNEL_MORE = {"co_visitation": None, "item_knn": None, "content": None, "trending": None}
 
 

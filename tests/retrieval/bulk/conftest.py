@@ -12,10 +12,9 @@ from recsys_ray.core.events import Events
 from recsys_ray.core.ids import IdMap
 from recsys_ray.core.schema import Fields
 from recsys_ray.embedding.encode import embed_items
+from recsys_ray.encoders.config import IdConfig, TwoTowerConfig, UserTowerConfig
 from recsys_ray.encoders.item_inputs import build_item_inputs
-from recsys_ray.encoders.modality import IdConfig
-from recsys_ray.encoders.two_tower import TwoTowerConfig, build, save_towers
-from recsys_ray.encoders.user_tower import UserTowerConfig
+from recsys_ray.encoders.two_tower import build, save_towers
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.online.history import write_histories
 from recsys_ray.retrieval.channels import fit_channel

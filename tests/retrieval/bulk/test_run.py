@@ -21,6 +21,8 @@ from recsys_ray.retrieval.bulk.run import Bulk, recommend_users
 from recsys_ray.retrieval.filters import Range
 from recsys_ray.retrieval.release import Release, load_release
 
+pytestmark = pytest.mark.slow
+
 USERS = 300
 
 
