@@ -54,7 +54,7 @@ def add_ranker(
     if config.ranker is False or not channels or len(targets) < least:
         return fusion
     problem = problem_of(lists, targets, fusion)
-    scores = (problem.features @ np.array([fusion.weights[name] for name in lists])).astype(np.float32)
+    scores = (np.array([fusion.weights[name] for name in lists]) @ problem.features).astype(np.float32)
     scaled = scaled_scores(lists, problem.union, fusion.temperatures)
     first = first_of(lists, channels, problem.union, (scaled, scores), known.popularity)
     lesson = _Lesson(

@@ -1,6 +1,6 @@
 """Fusion weights chosen on validation, never on test: a coordinate search over the union of the channels' lists."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,36 +66,36 @@ class _Search:
         nearly all (a list that is the same for everybody, in a catalogue with fashions): it starts from the best
         single channel too, and no mixture that is chosen is behind it.
         """
-        starts = (fusion, self._best_alone(fusion))
-        best, fusion = max((self._weigh(start) for start in starts), key=lambda pair: pair[0])
+        problem = problem_of(self.lists, self.targets, fusion)
+        starts = (fusion, self._best_alone(problem, fusion))
+        best, fusion = max((self._weigh(problem, start) for start in starts), key=lambda pair: pair[0])
         for name in list(fusion.temperatures):
             for value in self.config.temperatures[name][1:]:
                 other = fusion.model_copy(update={"temperatures": {**fusion.temperatures, name: value}})
-                score, tried = self._weigh(other)
+                score, tried = self._weigh(problem_of(self.lists, self.targets, other), other)
                 if score > best:
                     best, fusion = score, tried
         return best, fusion
 
-    def _best_alone(self, fusion: Fusion) -> Fusion:
+    def _best_alone(self, problem: "Problem", fusion: Fusion) -> Fusion:
         """All weight on the channel that does best without the others."""
-        problem, names = problem_of(self.lists, self.targets, fusion), list(self.lists)
+        names = list(self.lists)
         values = [problem.value(alone, self.config.objective) for alone in np.eye(len(names))]
         best = names[int(np.argmax(values))]
         return fusion.model_copy(update={"weights": {name: float(name == best) for name in names}})
 
-    def _weigh(self, fusion: Fusion) -> tuple[float, Fusion]:
+    def _weigh(self, problem: "Problem", fusion: Fusion) -> tuple[float, Fusion]:
         """Coordinate search over the weights from where `fusion` stands."""
-        problem = problem_of(self.lists, self.targets, fusion)
         names = list(self.lists)
         weights = np.array([fusion.weights[name] for name in names])
         best = problem.value(weights, self.config.objective)
         for _ in range(self.config.rounds):
             improved = False
             for place in range(len(names)):
-                for candidate in _neighbours(weights, place):
-                    value = problem.value(candidate, self.config.objective)
-                    if value > best + 1e-9:
-                        best, weights, improved = value, candidate, True
+                options = _options(weights, place)
+                values = problem.values_along(weights, place, options, self.config.objective)
+                if len(options) and values.max() > best + 1e-9:
+                    weights[place], best, improved = options[int(values.argmax())], float(values.max()), True
             if not improved:
                 break
         scaled = weights / weights.max()
@@ -110,12 +110,12 @@ class Problem:
 
     Attributes:
         union: Of the lists.
-        features: (U, C) float32 what each channel gives each distinct candidate, before its weight.
+        features: (C, U) float32 what each channel gives each distinct candidate, before its weight.
         found: (F,) which of the P (query, target) pairs are in any list.
         target_member: (F,) the distinct candidate that is the target of each found pair.
         members: (n,) the distinct candidates of each found pair's query, end to end.
         starts: (F,) where each pair's begin.
-        compared: (n, C) the features of the members.
+        compared: (C, n) the features of the members.
         pair_query: (P,) the query of each pair.
         num_queries: Q.
     """
@@ -131,24 +131,50 @@ class Problem:
     num_queries: int
 
     def value(self, weights: Numbers, objective: dict[str, float]) -> float:
-        """The objective's weighted mean for a weighted sum."""
-        if not weights.any():
-            return -1.0
-        theirs = self.compared @ weights.astype(np.float32)
-        of_targets = self.starts + self.target_member - self.members[self.starts] if len(self.starts) else self.starts
-        return float(self._values(theirs[of_targets], theirs, objective).mean())
+        """The objective's mean for a weighted sum; -1 where nothing has a weight."""
+        return float(self.values_along(weights, 0, [float(weights[0])], objective)[0])
+
+    def values_along(
+        self, weights: Numbers, place: int, options: Sequence[float], objective: dict[str, float]
+    ) -> Numbers:
+        """The objective's mean for each of the weights that one channel may have, the others' as they are.
+
+        Where only one weight moves, each member's distance to its target is a line in it: the sum over the channels
+        is made once, not for every option.
+        """
+        others = weights.astype(np.float32)
+        others[place] = 0
+        ahead, slope = self._ahead(others @ self.compared), self._ahead(self.compared[place])
+        moved = np.empty_like(ahead)  # one for all: the pages of so large an array take longer than what is done in it
+        values = np.full(len(options), -1.0)
+        for number, option in enumerate(options):
+            if option or others.any():
+                np.multiply(slope, np.float32(option), out=moved)
+                np.add(moved, ahead, out=moved)
+                values[number] = self._values(np.sign(moved, out=moved), objective).mean()
+        return values
 
     def values_of(self, scores: FloatArray, objective: dict[str, float]) -> Numbers:
         """(Q,) the objective for (U,) scores of the distinct candidates, ties at their mean rank."""
-        return self._values(scores[self.target_member], scores[self.members], objective)
+        return self._values(np.sign(self._ahead(scores[self.members])), objective)
 
-    def _values(self, own: FloatArray, theirs: FloatArray, objective: dict[str, float]) -> Numbers:
+    def _ahead(self, theirs: FloatArray) -> FloatArray:
+        """(n,) by how much each member is ahead of its pair's target."""
+        if not len(self.starts):
+            return theirs
+        own = theirs[self.starts + self.target_member - self.members[self.starts]]
+        return np.asarray(theirs - np.repeat(own, self._sizes), np.float32)
+
+    @property
+    def _sizes(self) -> IntArray:
+        return np.diff(np.append(self.starts, len(self.members)))
+
+    def _values(self, sides: FloatArray, objective: dict[str, float]) -> Numbers:
+        """(Q,) the objective for (n,) 1 for each member above its target, -1 below, 0 for ties and the target."""
         ranks = np.full(len(self.pair_query), np.inf)
-        if len(own):
-            mine = np.repeat(own, np.diff(np.append(self.starts, len(theirs))))
-            above = np.add.reduceat(theirs > mine, self.starts, dtype=np.int64)
-            ties = np.add.reduceat(theirs == mine, self.starts, dtype=np.int64) - 1
-            ranks[self.found] = above + ties / 2
+        if len(self.starts):
+            # Those above less those below, plus all, is twice those above plus the ties, of which one is the target.
+            ranks[self.found] = (np.add.reduceat(sides, self.starts) + self._sizes - 1) / 2
         values = [
             share * metrics.METRICS[name](ranks, self.pair_query, self.num_queries) for name, share in objective.items()
         ]
@@ -158,8 +184,8 @@ class Problem:
 def problem_of(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) -> Problem:
     """What is to be solved for these lists."""
     union = unite(lists)
-    features = np.zeros((len(union.row), len(lists)), np.float32)
-    features[union.member, union.channel] = contributions(lists, union, fusion)
+    features = np.zeros((len(lists), len(union.row)), np.float32)
+    features[union.channel, union.member] = contributions(lists, union, fusion)
     pair_query = targets.row_of_value
     span = int(max(union.row.max(initial=0), targets.values.max(initial=0))) + 1
     keys, wanted = union.query * span + union.row, pair_query * span + targets.values
@@ -169,17 +195,17 @@ def problem_of(lists: dict[str, Candidates], targets: Ragged, fusion: Fusion) ->
     sizes = np.diff(first)[pair_query[found]]
     starts = np.cumsum(sizes) - sizes
     members = np.arange(sizes.sum()) + np.repeat(first[pair_query[found]] - starts, sizes)
-    return Problem(union, features, found, place[found], members, starts, features[members], pair_query, len(targets))
+    return Problem(
+        union, features, found, place[found], members, starts, features[:, members], pair_query, len(targets)
+    )
 
 
-def _neighbours(weights: Numbers, place: int) -> Iterator[Numbers]:
-    """The weights with one of them changed."""
-    options = [weights[place] * factor for factor in _FACTORS] if weights[place] > 0 else [*_BIRTH]
-    for value in options:
-        changed = weights.copy()
-        changed[place] = value
-        if changed.max() > 0:
-            yield changed
+def _options(weights: Numbers, place: int) -> list[float]:
+    """What one of the weights is changed to; never all of them to 0."""
+    if weights[place] == 0:
+        return [*_BIRTH]
+    alone = np.count_nonzero(weights) == 1
+    return [float(weights[place]) * factor for factor in _FACTORS if factor > 0 or not alone]
 
 
 def _sample(lists: dict[str, Candidates], targets: Ragged, max_queries: int) -> tuple[dict[str, Candidates], Ragged]:
