@@ -24,7 +24,7 @@ YAML = Path(__file__).parents[2] / "serve_app" / "serve.yaml"
 
 
 def config_of(release_path: Path, topology: str) -> ServeConfig:
-    values = {"release": str(release_path), "topology": topology, "limits": Limits(max_body_bytes=4096)}
+    values = {"release": str(release_path), "topology": topology, "limits": Limits(max_body_bytes=4096, deadline_ms=20_000)}
     return ServeConfig.model_validate({**values, "gateway": FREE, "encoder": FREE, "channel": FREE})
 
 
@@ -90,14 +90,14 @@ def test_changes_of_items_reach_every_deployment(addresses: dict[str, str]) -> N
         found = [httpx.post(addresses[topology] + "/v1/recommend", json=body).json()["items"] for body in questions]
         return [[(item["item_id"], item["channels"]) for item in items] for items in found]
 
-    end = time.monotonic() + 1
+    end = time.monotonic() + 10  # that it takes less than one is measured by test_live_app
     while answers("composed") != answers("collapsed"):
         assert time.monotonic() < end
     by_channel = dict(answers("composed")[1])["new"]
     assert {"nearest"} <= by_channel.keys()
     assert httpx.delete(url).status_code == 200
     while answers("composed")[1]:
-        assert time.monotonic() < end + 1
+        assert time.monotonic() < end + 10
 
 
 @pytest.mark.ray
@@ -129,7 +129,7 @@ def test_errors_come_through_as_problem_documents(addresses: dict[str, str], top
 @pytest.mark.ray
 def test_a_killed_channel_is_named_and_comes_back(addresses: dict[str, str]) -> None:
     """Kill the process of the only replica of a channel: answers go on without it, then with it again."""
-    url, body = addresses["composed"] + "/v1/recommend", {"user_id": "u3", "deadline_ms": 400}
+    url, body = addresses["composed"] + "/v1/recommend", {"user_id": "u3", "deadline_ms": 2000}
     os.kill(replica_pid("composed", "channel_co_visitation"), signal.SIGKILL)
     degraded: list[list[str]] = []
     end = time.monotonic() + 60
@@ -138,7 +138,7 @@ def test_a_killed_channel_is_named_and_comes_back(addresses: dict[str, str]) -> 
         assert response.status_code == 200, response.text
         assert response.json()["items"]
         degraded.append(response.json()["degraded"])
-    assert "co_visitation" in degraded[0]  # others too, where 400 ms are short on a busy machine
+    assert "co_visitation" in degraded[0]  # others too, where 2 s are short on a busy machine
     assert degraded[-1] == []
 
 
