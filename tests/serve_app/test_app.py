@@ -24,7 +24,8 @@ YAML = Path(__file__).parents[2] / "serve_app" / "serve.yaml"
 
 
 def config_of(release_path: Path, topology: str) -> ServeConfig:
-    values = {"release": str(release_path), "topology": topology, "limits": Limits(max_body_bytes=4096, deadline_ms=20_000)}
+    limits = Limits(max_body_bytes=4096, deadline_ms=20_000)
+    values = {"release": str(release_path), "topology": topology, "limits": limits}
     return ServeConfig.model_validate({**values, "gateway": FREE, "encoder": FREE, "channel": FREE})
 
 
