@@ -60,10 +60,14 @@ class UserTowers(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(
-        self, vectors: Float[Tensor, "B H MD"], mask: Bool[Tensor, "B H"], user_tokens: Int[Tensor, "B T"] | None
-    ) -> Float[Tensor, "B H MD"]:
+        self,
+        vectors: Float[Tensor, "B H MD"],
+        mask: Bool[Tensor, "B H"],
+        user_tokens: Int[Tensor, "B T"] | None,
+        newest: bool = False,
+    ) -> Float[Tensor, "B L MD"]:
         """See `UserTower.forward`."""
         parts = vectors.chunk(len(self.members), dim=-1)
         pairs = zip(self.members, parts, strict=True)
-        outputs = [member(F.normalize(part, dim=-1), mask, user_tokens) for member, part in pairs]
+        outputs = [member(F.normalize(part, dim=-1), mask, user_tokens, newest) for member, part in pairs]
         return torch.cat(outputs, dim=-1) / math.sqrt(len(self.members))

@@ -34,14 +34,19 @@ class UserTower(nn.Module):
         nn.init.normal_(self.attributes.weight, std=0.02)
 
     def forward(
-        self, vectors: Float[Tensor, "B H D"], mask: Bool[Tensor, "B H"], user_tokens: Int[Tensor, "B T"] | None
-    ) -> Float[Tensor, "B H D"]:
+        self,
+        vectors: Float[Tensor, "B H D"],
+        mask: Bool[Tensor, "B H"],
+        user_tokens: Int[Tensor, "B T"] | None,
+        newest: bool = False,
+    ) -> Float[Tensor, "B L D"]:
         """Read right-aligned histories: the last position is the newest item, and its output the query vector.
 
         Args:
             vectors: Unit item vectors; whatever stands where `mask` is False is not read.
             mask: Where there is an item.
             user_tokens: Attribute tokens, 0 is padding; None when the users have none.
+            newest: Only the last position is asked for: L is 1 instead of H, and the last block works on nothing else.
         """
         length = vectors.shape[1]
         vectors = vectors.to(self.start.dtype)  # an engine may hold the weights in bfloat16
@@ -54,8 +59,8 @@ class UserTower(nn.Module):
             x = x + self.attributes(user_tokens.long()).unsqueeze(1)
         x = self.dropout(x)
         visible = visibility(mask)
-        for block in self.blocks:
-            x = block(x, visible)
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, visible, 1 if newest and number == len(self.blocks) else length)
         return F.normalize(self.norm(x).float(), dim=-1)
 
 
@@ -76,45 +81,54 @@ class Block(nn.Module):
         self.forward_gate = nn.Linear(dim, dim)
         self.dropout = Dropout(config.rate)
 
-    def forward(self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"]) -> Float[Tensor, "B H D"]:
-        """Attend to the visible positions, then transform each one."""
+    def forward(
+        self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"], asked: int
+    ) -> Float[Tensor, "B L D"]:
+        """Attend to the visible positions, then transform each one; only the last `asked` of them, L."""
         seen = self.attention_norm(x)
-        x = x + self.dropout(torch.sigmoid(self.attention_gate(seen)) * self._attend(seen, visible))
+        mixed = self._attend(seen, visible, asked)
+        x, seen = x[:, -asked:], seen[:, -asked:]
+        x = x + self.dropout(torch.sigmoid(self.attention_gate(seen)) * mixed)
         seen = self.forward_norm(x)
         thought = self.forward_out(F.gelu(self.forward_in(seen)))
         result: Tensor = x + self.dropout(torch.sigmoid(self.forward_gate(seen)) * thought)
         return result
 
-    def _attend(self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"]) -> Float[Tensor, "B H D"]:
+    def _attend(
+        self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"], asked: int
+    ) -> Float[Tensor, "B L D"]:
         batch, length, dim = x.shape
         split = self.query_key_value(x).view(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        if self.rotary:
+        query = query[:, :, -asked:]
+        if self.rotary:  # positions are counted from the end, so the last ones alone turn as they do among all
             query, key = rotate(query), rotate(key)
-        heads = attention(query, key, value, visible)
-        mixed: Tensor = self.attention_out(heads.transpose(1, 2).reshape(batch, length, dim))
+        heads = attention(query, key, value, visible[:, :, -asked:])
+        mixed: Tensor = self.attention_out(heads.transpose(1, 2).reshape(batch, asked, dim))
         return mixed
 
 
 def attention(
-    query: Float[Tensor, "B heads H d"],
+    query: Float[Tensor, "B heads L d"],
     key: Float[Tensor, "B heads H d"],
     value: Float[Tensor, "B heads H d"],
-    visible: Bool[Tensor, "B 1 H H"],
-) -> Float[Tensor, "B heads H d"]:
+    visible: Bool[Tensor, "B 1 L H"],
+) -> Float[Tensor, "B heads L d"]:
     """Scaled dot-product attention over the visible positions.
 
     On a CPU torch's fused kernel is 1.5 to 8 times slower in bfloat16, backward included, than the three products.
     """
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-    batch, heads, length, width = query.shape
+    batch, heads, asked, width = query.shape
+    length = key.shape[2]
     flat = (batch * heads, length, width)
     bias = torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
-    bias = bias.expand(batch, heads, length, length).reshape(batch * heads, length, length)
-    scores = torch.baddbmm(bias, query.reshape(flat), key.reshape(flat).transpose(1, 2), alpha=width**-0.5)
+    bias = bias.expand(batch, heads, asked, length).reshape(batch * heads, asked, length)
+    query = query.reshape(batch * heads, asked, width)
+    scores = torch.baddbmm(bias, query, key.reshape(flat).transpose(1, 2), alpha=width**-0.5)
     mixed = torch.bmm(torch.softmax(scores, -1).to(value.dtype), value.reshape(flat))
-    return mixed.view(batch, heads, length, width)
+    return mixed.view(batch, heads, asked, width)
 
 
 def visibility(mask: Bool[Tensor, "B H"]) -> Bool[Tensor, "B 1 H H"]:

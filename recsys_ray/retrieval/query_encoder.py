@@ -151,6 +151,9 @@ class TowerQueryEncoder:
         if user_tokens is not None:
             known = known | user_tokens.any(1)
         asked = np.flatnonzero(known)
+        asked = asked[
+            np.argsort(history.lengths[asked], kind="stable")
+        ]  # those of a length stand together: less padding
         for start in range(0, len(asked), _BATCH):
             rows = asked[start : start + _BATCH]
             vectors[rows] = self._block(history.take(rows), None if user_tokens is None else user_tokens[rows])
@@ -165,8 +168,9 @@ class TowerQueryEncoder:
         tokens = None if user_tokens is None else torch.from_numpy(np.ascontiguousarray(user_tokens))
         with torch.inference_mode():
             items = torch.from_numpy(self.item_vectors[np.maximum(rows, 0)])
-            outputs: FloatArray = self.model.user_tower(items, torch.from_numpy(mask), tokens)[:, -1].float().numpy()
-        return outputs
+            newest: torch.Tensor = self.model.user_tower(items, torch.from_numpy(mask), tokens, newest=True)
+        vectors: FloatArray = newest[:, -1].float().numpy()
+        return vectors
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _of(
     history = torch.from_numpy(own.padded(model.config.user.history)).to(items.device)
     latest, known = items[history.clamp(min=0)], history >= 0
     tokens = data.tokens_of(users)
-    outputs = model.user_tower(latest, known, None if tokens is None else tokens.to(items.device))
+    outputs = model.user_tower(latest, known, None if tokens is None else tokens.to(items.device), newest=True)
     scores = outputs[:, -1].float() @ items.T
     scores[:, unseen] = -torch.inf
     scores[torch.from_numpy(own.row_of_value), torch.from_numpy(own.values)] = -torch.inf

@@ -32,9 +32,11 @@ def validate(
         place: (rank, world size).
     """
     rank, world_size = place
-    mine = queries.take(np.arange(rank, len(queries), world_size))
+    # Histories of a length stand together: a block is as wide as its longest.
+    mine = queries.take(np.argsort(queries.history.lengths, kind="stable")[rank::world_size])
     sums = torch.zeros(len(SHOWN), dtype=torch.float64)
-    size = block_size(data.train.num_items, int(queries.history.lengths.max(initial=1)))
+    longest = min(model.config.user.history, int(queries.history.lengths.max(initial=1)))
+    size = block_size(data.train.num_items, longest)
     # As many blocks on every rank, if need be an empty one: sharded weights come together when all ask for them.
     for start in range(0, -(-len(queries) // world_size), size):
         block = mine.take(np.arange(min(start, len(mine)), min(start + size, len(mine))))
@@ -69,7 +71,7 @@ def query_vectors(model: TwoTower, items: Tensor, data: TrainInput, queries: Val
     history = history.to(items.device)
     tokens = data.tokens_of(queries.users)
     tokens = None if tokens is None else tokens.to(items.device)
-    vectors: Tensor = model.user_tower(items[history.clamp(min=0)], history >= 0, tokens)
+    vectors: Tensor = model.user_tower(items[history.clamp(min=0)], history >= 0, tokens, newest=True)
     return vectors[:, -1].float()
 
 

@@ -39,6 +39,18 @@ def test_padding_never_changes_a_result(positions: str, filling: float, items: T
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_newest_position_alone_is_the_last_of_all(positions: str, blocks: int, items: Tensor):
+    tower = UserTower(UserTowerConfig.parse({"history": 12, "positions": positions, "blocks": blocks}), 8, 5).eval()
+    vectors, mask = pad(items, 9, 7.0)
+    vectors, mask = torch.cat([vectors, vectors]), torch.cat([mask, torch.zeros_like(mask)])  # and one without history
+    tokens = torch.tensor([[1, 3, 0], [2, 0, 0]])
+    alone = tower(vectors, mask, tokens, newest=True)
+    assert alone.shape == (2, 1, 8)
+    assert torch.allclose(alone, tower(vectors, mask, tokens)[:, -1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_padding_gets_no_gradient_and_no_nan(positions: str, items: Tensor):
     vectors, mask = pad(items, 9, float("nan"))
     vectors.requires_grad_()
