@@ -17,7 +17,7 @@ from recsys_ray.core.errors import ArtifactError
 from recsys_ray.encoders.config import Precision
 from recsys_ray.encoders.precision import uses_bf16
 from recsys_ray.training.engine import BuildOptimizer
-from recsys_ray.training.optimizer import set_learning_rate
+from recsys_ray.training.optimizer import set_learning_rate, whole_shape
 
 _TAG = "engine"
 LONGEST_BUILD_S = 600
@@ -53,7 +53,10 @@ class DeepSpeedEngine:
     def __init__(self, model: nn.Module, build_optimizer: BuildOptimizer, zero: Zero) -> None:
         self._deepspeed = _import_deepspeed()
         self._stage, self._bf16 = zero.stage, _bf16(zero.precision)
-        settings = deepspeed_settings(sum(parameter.numel() for parameter in model.parameters()), zero)
+        settings = deepspeed_settings(Elements.of(model), zero)
+        if zero.stage == 3 and self._bf16:  # DeepSpeed casts shards no more: these are not sharded yet
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
         self._engine, *_ = self._deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
         self._engine.train()
 
@@ -119,18 +122,57 @@ class DeepSpeedEngine:
         return False
 
 
-def deepspeed_settings(num_parameters: int, zero: Zero) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Elements:
+    """How many numbers a model has.
+
+    Attributes:
+        whole: In all of its parameters.
+        largest: In those of the module that owns most: at stage 3 they have to be whole while it runs.
+    """
+
+    whole: int
+    largest: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Elements":
+        """Count them, whether sharded or not."""
+        own = [sum(whole_shape(one).numel() for one in part.parameters(recurse=False)) for part in model.modules()]
+        return cls(sum(whole_shape(one).numel() for one in model.parameters()), max(own))
+
+
+def shard_by(elements: Elements, zero: Zero) -> Callable[[nn.Parameter], None]:
+    """What shards a parameter over the ranks at stage 3, before there is an engine.
+
+    All ranks call it with the same parameters in the same order. What rank 0 holds counts; after it a rank has its
+    share, and the engine finds it sharded.
+    """
+    deepspeed = _import_deepspeed()
+    settings = deepspeed_settings(elements, zero)
+    dtype = torch.bfloat16 if _bf16(zero.precision) else torch.float32
+
+    def shard(parameter: nn.Parameter) -> None:
+        parameter.data = parameter.data.to(dtype)
+        deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=settings)
+
+    return shard
+
+
+def deepspeed_settings(elements: Elements, zero: Zero) -> dict[str, Any]:
     """The configuration that DeepSpeed is given."""
     sharding: dict[str, Any] = {"stage": zero.stage}
     if zero.stage:
-        # The defaults hold buffers of 5e8 elements, and leave the parameters of a small model unsharded at stage 3.
-        sharding |= {"reduce_bucket_size": num_parameters, "allgather_bucket_size": num_parameters}
+        # The defaults hold buffers of 5e8 elements. At stage 3 no buffer may be as large as the model.
+        bucket = elements.largest if zero.stage == 3 else elements.whole
+        sharding |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if zero.offload:
         sharding["offload_optimizer"] = {"device": "cpu"}
     if zero.stage == 3:
+        # The defaults keep whatever is whole until a billion numbers are, and leave small models unsharded.
         sharding |= {
-            "stage3_prefetch_bucket_size": num_parameters,
-            "stage3_max_live_parameters": num_parameters,
+            "stage3_prefetch_bucket_size": elements.largest,
+            "stage3_max_live_parameters": 2 * elements.largest,
+            "stage3_max_reuse_distance": 0,
             "stage3_param_persistence_threshold": 0,
         }
     bf16 = _bf16(zero.precision)

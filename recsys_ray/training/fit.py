@@ -19,8 +19,9 @@ from recsys_ray.training.backbones import prepare_backbones
 from recsys_ray.training.checkpoint import seed_rank
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
-from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Zero
+from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Elements, Zero, shard_by
 from recsys_ray.training.engine import BuildOptimizer, Engine, PlainEngine
+from recsys_ray.training.handover import Handover, take
 from recsys_ray.training.loop import Hooks, Watch, train
 from recsys_ray.training.optimizer import build_adamw
 from recsys_ray.training.progress import EpochRecord, TrainResult
@@ -56,6 +57,13 @@ def fit_in_process(
         result = run_rank(copy.deepcopy(model).to(device), data, config, (0, 1), hooks)
     model.load_state_dict(result.weights)
     return result
+
+
+def take_towers(handed: Handover, config: TrainingConfig, device: torch.device) -> TwoTower:
+    """A worker's towers: whole and on the device, or at ZeRO stage 3 the shards of all parameters, never the whole."""
+    if config.zero_stage < 3:
+        return take(handed, lambda _: None).to(device)
+    return take(handed, shard_by(Elements.of(handed.outline), zero_of(config))).to(device)
 
 
 def run_rank(
