@@ -18,8 +18,10 @@ from recsys_ray.encoders.config import Precision
 from recsys_ray.encoders.precision import uses_bf16
 from recsys_ray.training.engine import BuildOptimizer
 from recsys_ray.training.optimizer import set_learning_rate, whole_shape
+from recsys_ray.training.universal import Untangled, convert, num_shards, restore_buffers
 
 _TAG = "engine"
+_UNIVERSAL_TAG = "engine-universal"
 LONGEST_BUILD_S = 600
 """A lock that is older was left behind: the op builds in under a minute."""
 
@@ -31,6 +33,7 @@ class Zero:
     Attributes:
         stage: 0 nothing, 1 the optimizer, 2 and gradients, 3 and parameters.
         offload: Keep the optimizer's share in the memory of the CPU.
+        universal: Let another number of ranks go on from a checkpoint.
         precision: bf16 holds weights and gradients in bfloat16, and in the optimizer a copy of the weights in fp32.
         clip_norm: Largest gradient norm, None for any.
     """
@@ -39,6 +42,7 @@ class Zero:
     precision: Precision = "fp32"
     clip_norm: float | None = None
     offload: bool = False
+    universal: bool = False
 
 
 class DeepSpeedEngine:
@@ -52,7 +56,7 @@ class DeepSpeedEngine:
 
     def __init__(self, model: nn.Module, build_optimizer: BuildOptimizer, zero: Zero) -> None:
         self._deepspeed = _import_deepspeed()
-        self._stage, self._bf16 = zero.stage, _bf16(zero.precision)
+        self._stage, self._bf16, self._universal = zero.stage, _bf16(zero.precision), zero.universal
         settings = deepspeed_settings(Elements.of(model), zero)
         if zero.stage == 3 and self._bf16:  # DeepSpeed casts shards no more: these are not sharded yet
             for parameter in model.parameters():
@@ -111,15 +115,36 @@ class DeepSpeedEngine:
         self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
 
     def load(self, directory: Path) -> None:
-        """Read this rank's shards. DeepSpeed unpickles them: only checkpoints of one's own runs."""
+        """Read this rank's shards. DeepSpeed unpickles them: only checkpoints of one's own runs.
+
+        Where another number of ranks wrote them and the engine is elastic, rank 0 first puts the shards together, in a
+        folder beside them.
+        """
+        if self._universal and num_shards(directory / _TAG) != dist.get_world_size():
+            self._load_universal(directory)
+            return
         path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
             raise ArtifactError(f"{directory} holds no DeepSpeed checkpoint of {dist.get_world_size()} workers")
 
     @property
     def elastic(self) -> bool:
-        """The shards are those of so many ranks."""
-        return False
+        """The shards are those of so many ranks, unless they may be put together."""
+        return self._universal
+
+    def _load_universal(self, directory: Path) -> None:
+        if dist.get_rank() == 0:
+            convert(directory / _TAG, directory / _UNIVERSAL_TAG)
+        dist.barrier()
+        optimizer = Untangled(self._engine.optimizer.optimizer)
+        # Else an engine would load every checkpoint so, also those that need no conversion.
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            self._engine.load_checkpoint(str(directory), tag=_UNIVERSAL_TAG)
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        optimizer.mend()
+        restore_buffers(directory / _UNIVERSAL_TAG, self._engine.module)
 
 
 @dataclass(frozen=True)
