@@ -98,7 +98,7 @@ class DeepSpeedEngine:
             self._engine.train()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model put together from the shards, in fp32."""
+        """The model put together from the shards, in fp32; at stage 3 on rank 0 alone, and nothing on the others."""
         module = self._engine.module
         if self._stage < 3:
             return {name: _whole(tensor) for name, tensor in module.state_dict().items()}
@@ -107,8 +107,9 @@ class DeepSpeedEngine:
         for prefix, part in module.named_modules():
             own = dict(part.named_parameters(prefix=prefix, recurse=False))
             with self._deepspeed.zero.GatheredParameters(list(own.values())):
-                weights |= {name: _whole(tensor).clone() for name, tensor in own.items()}
-        return {name: weights[name] for name in module.state_dict()}
+                if dist.get_rank() == 0:
+                    weights |= {name: _whole(tensor).clone() for name, tensor in own.items()}
+        return {name: weights[name] for name in module.state_dict()} if dist.get_rank() == 0 else {}
 
     def save(self, directory: Path) -> None:
         """Each rank writes its shards (`zero_pp_rank_*`), rank 0 the rest."""

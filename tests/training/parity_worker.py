@@ -130,11 +130,12 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
         train_step(engine, maker.make(windows, sampler.draw(step), pairs.draw(step)), 0.2, step, rate)
         for step, windows in enumerate(batches)
     ]
-    weights = np.concatenate([tensor.flatten().numpy() for tensor in engine.engine.weights().values()])
+    whole_model = engine.engine.weights()
     if case.startswith("adam"):
         (out / case).mkdir(exist_ok=True)
         engine.engine.save(out / case)
     if rank == 0:
+        weights = np.concatenate([tensor.flatten().numpy() for tensor in whole_model.values()])
         np.savez(out / f"{case}_{world_size}.npz", losses=losses, gradient=engine.gradient, weights=weights)
     step_module.gather_with_gradient = alignment_module.gather_with_gradient = whole
 

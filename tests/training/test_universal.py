@@ -12,8 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from recsys_ray.core.errors import ConfigError
-from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.universal import Untangled
 
 WORKER = Path(__file__).with_name("parity_worker.py")
@@ -82,16 +80,3 @@ def test_groups_keep_their_settings_and_count_their_own_steps() -> None:
     optimizer.step()
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert [float(state["step"]) for state in optimizer.state.values()] == [8.0, 8.0]
-
-
-@pytest.mark.parametrize("engine", [{}, {"engine": "deepspeed"}])
-def test_where_there_are_no_shards_the_setting_is_refused(engine: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="universal_checkpoints false without a zero_stage"):
-        TrainingConfig.parse({**engine, "universal_checkpoints": True})
-
-
-def test_zero_is_elastic_with_universal_checkpoints_only() -> None:
-    zero = {"engine": "deepspeed", "zero_stage": 2, "workers": 4, "min_workers": 2}
-    with pytest.raises(ConfigError, match="universal_checkpoints true"):
-        TrainingConfig.parse(zero)
-    assert TrainingConfig.parse({**zero, "universal_checkpoints": True}).min_workers == 2
