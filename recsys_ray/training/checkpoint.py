@@ -70,7 +70,8 @@ def load_checkpoint(directory: Path, engine: Engine, place: tuple[int, int], see
     if not same and not engine.elastic:
         raise ArtifactError(
             f"{directory} was written by {written['world_size']} workers, now there are {world_size}: go on with as "
-            "many as before, since each holds a shard, or start anew under another name"
+            "many as before, since each holds a shard, set training.universal_checkpoints where the engine shards, or "
+            "start anew under another name"
         )
     engine.load(directory)
     progress = _progress(directory, written, with_weights=rank == 0)

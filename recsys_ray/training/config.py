@@ -48,6 +48,8 @@ class TrainingConfig(Config):
         offload: Keep DeepSpeed's optimizer, or its share of it, in the memory of the CPU; from ZeRO stage 1 on.
         items_at_once: Gradient caching: encode the items of a step so many at a time, keep no activations, and encode
             them again in the backward pass, so that memory does not bound the negatives. Null encodes all at once.
+        universal_checkpoints: Let another number of workers go on from a checkpoint of ZeRO: its shards are then put
+            together, once, by DeepSpeed's universal format.
         checkpoint_steps: Keep a checkpoint within an epoch too, every so many steps; null keeps one an epoch.
         sparse_tables: Embedding tables (ids, attributes) of more rows than this are updated row by row, so that a step
             costs what the rows in it cost, with the result of AdamW over the whole table. "auto" is 100,000 with the
@@ -57,7 +59,7 @@ class TrainingConfig(Config):
         seed: Of weights, shuffling, negatives and dropout.
         workers: Ray Train workers; 0 trains in this process without Ray.
         min_workers: Where the cluster has not room for `workers`, or loses some, train on as few as this; null waits
-            for all. The plain engine only: the shards of ZeRO are those of so many workers.
+            for all. The shards of ZeRO are those of so many workers: there it takes `universal_checkpoints`.
         cpus: CPU cores, and torch threads, of each worker, or of this process.
         gpus: GPUs of each worker, or of this process.
         max_failures: How often Ray Train restarts after a lost worker.
@@ -85,6 +87,7 @@ class TrainingConfig(Config):
     alignment_items: int = Field(512, ge=2)
     event_weights: bool = False
     offload: bool = execution(False)
+    universal_checkpoints: bool = execution(False)
     items_at_once: int | None = execution(None, ge=1)
     checkpoint_steps: int | None = execution(None, ge=1)
     sparse_tables: int | Literal["auto"] | None = execution("auto")
@@ -136,8 +139,13 @@ class TrainingConfig(Config):
             raise ValueError('sparse_tables auto or null with engine "deepspeed": it shards and updates whole tables')
         if isinstance(self.sparse_tables, int) and self.sparse_tables < 0:
             raise ValueError(f'sparse_tables of at least 0, "auto" or null, not {self.sparse_tables}')
-        if self.min_workers is not None and self.engine == "deepspeed":
-            raise ValueError('min_workers null with engine "deepspeed": its shards are those of so many workers')
+        if self.universal_checkpoints and not self.zero_stage:
+            raise ValueError("universal_checkpoints false without a zero_stage of 1 to 3: there are no shards")
+        if self.min_workers is not None and self.engine == "deepspeed" and not self.universal_checkpoints:
+            raise ValueError(
+                'min_workers null with engine "deepspeed": its shards are those of so many workers. '
+                "With a zero_stage of 1 to 3, universal_checkpoints true puts them together for another number"
+            )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers up to workers = {self.workers}, not {self.min_workers}")
         if self.workers > self.batch_size:

@@ -17,9 +17,11 @@ from recsys_ray.core.errors import ArtifactError
 from recsys_ray.encoders.config import Precision
 from recsys_ray.encoders.precision import uses_bf16
 from recsys_ray.training.engine import BuildOptimizer
-from recsys_ray.training.optimizer import set_learning_rate
+from recsys_ray.training.optimizer import set_learning_rate, whole_shape
+from recsys_ray.training.universal import Untangled, convert, num_shards, restore_buffers
 
 _TAG = "engine"
+_UNIVERSAL_TAG = "engine-universal"
 LONGEST_BUILD_S = 600
 """A lock that is older was left behind: the op builds in under a minute."""
 
@@ -31,6 +33,7 @@ class Zero:
     Attributes:
         stage: 0 nothing, 1 the optimizer, 2 and gradients, 3 and parameters.
         offload: Keep the optimizer's share in the memory of the CPU.
+        universal: Let another number of ranks go on from a checkpoint.
         precision: bf16 holds weights and gradients in bfloat16, and in the optimizer a copy of the weights in fp32.
         clip_norm: Largest gradient norm, None for any.
     """
@@ -39,6 +42,7 @@ class Zero:
     precision: Precision = "fp32"
     clip_norm: float | None = None
     offload: bool = False
+    universal: bool = False
 
 
 class DeepSpeedEngine:
@@ -52,8 +56,11 @@ class DeepSpeedEngine:
 
     def __init__(self, model: nn.Module, build_optimizer: BuildOptimizer, zero: Zero) -> None:
         self._deepspeed = _import_deepspeed()
-        self._stage, self._bf16 = zero.stage, _bf16(zero.precision)
-        settings = deepspeed_settings(sum(parameter.numel() for parameter in model.parameters()), zero)
+        self._stage, self._bf16, self._universal = zero.stage, _bf16(zero.precision), zero.universal
+        settings = deepspeed_settings(Elements.of(model), zero)
+        if zero.stage == 3 and self._bf16:  # DeepSpeed casts shards no more: these are not sharded yet
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
         self._engine, *_ = self._deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
         self._engine.train()
 
@@ -91,7 +98,7 @@ class DeepSpeedEngine:
             self._engine.train()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model put together from the shards, in fp32."""
+        """The model put together from the shards, in fp32; at stage 3 on rank 0 alone, and nothing on the others."""
         module = self._engine.module
         if self._stage < 3:
             return {name: _whole(tensor) for name, tensor in module.state_dict().items()}
@@ -100,37 +107,98 @@ class DeepSpeedEngine:
         for prefix, part in module.named_modules():
             own = dict(part.named_parameters(prefix=prefix, recurse=False))
             with self._deepspeed.zero.GatheredParameters(list(own.values())):
-                weights |= {name: _whole(tensor).clone() for name, tensor in own.items()}
-        return {name: weights[name] for name in module.state_dict()}
+                if dist.get_rank() == 0:
+                    weights |= {name: _whole(tensor).clone() for name, tensor in own.items()}
+        return {name: weights[name] for name in module.state_dict()} if dist.get_rank() == 0 else {}
 
     def save(self, directory: Path) -> None:
         """Each rank writes its shards (`zero_pp_rank_*`), rank 0 the rest."""
         self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
 
     def load(self, directory: Path) -> None:
-        """Read this rank's shards. DeepSpeed unpickles them: only checkpoints of one's own runs."""
+        """Read this rank's shards. DeepSpeed unpickles them: only checkpoints of one's own runs.
+
+        Where another number of ranks wrote them and the engine is elastic, rank 0 first puts the shards together, in a
+        folder beside them.
+        """
+        if self._universal and num_shards(directory / _TAG) != dist.get_world_size():
+            self._load_universal(directory)
+            return
         path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
             raise ArtifactError(f"{directory} holds no DeepSpeed checkpoint of {dist.get_world_size()} workers")
 
     @property
     def elastic(self) -> bool:
-        """The shards are those of so many ranks."""
-        return False
+        """The shards are those of so many ranks, unless they may be put together."""
+        return self._universal
+
+    def _load_universal(self, directory: Path) -> None:
+        if dist.get_rank() == 0:
+            convert(directory / _TAG, directory / _UNIVERSAL_TAG)
+        dist.barrier()
+        optimizer = Untangled(self._engine.optimizer.optimizer)
+        # Else an engine would load every checkpoint so, also those that need no conversion.
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            self._engine.load_checkpoint(str(directory), tag=_UNIVERSAL_TAG)
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        optimizer.mend()
+        restore_buffers(directory / _UNIVERSAL_TAG, self._engine.module)
 
 
-def deepspeed_settings(num_parameters: int, zero: Zero) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Elements:
+    """How many numbers a model has.
+
+    Attributes:
+        whole: In all of its parameters.
+        largest: In those of the module that owns most: at stage 3 they have to be whole while it runs.
+    """
+
+    whole: int
+    largest: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Elements":
+        """Count them, whether sharded or not."""
+        own = [sum(whole_shape(one).numel() for one in part.parameters(recurse=False)) for part in model.modules()]
+        return cls(sum(whole_shape(one).numel() for one in model.parameters()), max(own))
+
+
+def shard_by(elements: Elements, zero: Zero) -> Callable[[nn.Parameter], None]:
+    """What shards a parameter over the ranks at stage 3, before there is an engine.
+
+    All ranks call it with the same parameters in the same order. What rank 0 holds counts; after it a rank has its
+    share, and the engine finds it sharded.
+    """
+    deepspeed = _import_deepspeed()
+    settings = deepspeed_settings(elements, zero)
+    dtype = torch.bfloat16 if _bf16(zero.precision) else torch.float32
+
+    def shard(parameter: nn.Parameter) -> None:
+        parameter.data = parameter.data.to(dtype)
+        deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=settings)
+
+    return shard
+
+
+def deepspeed_settings(elements: Elements, zero: Zero) -> dict[str, Any]:
     """The configuration that DeepSpeed is given."""
     sharding: dict[str, Any] = {"stage": zero.stage}
     if zero.stage:
-        # The defaults hold buffers of 5e8 elements, and leave the parameters of a small model unsharded at stage 3.
-        sharding |= {"reduce_bucket_size": num_parameters, "allgather_bucket_size": num_parameters}
+        # The defaults hold buffers of 5e8 elements. At stage 3 no buffer may be as large as the model.
+        bucket = elements.largest if zero.stage == 3 else elements.whole
+        sharding |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if zero.offload:
         sharding["offload_optimizer"] = {"device": "cpu"}
     if zero.stage == 3:
+        # The defaults keep whatever is whole until a billion numbers are, and leave small models unsharded.
         sharding |= {
-            "stage3_prefetch_bucket_size": num_parameters,
-            "stage3_max_live_parameters": num_parameters,
+            "stage3_prefetch_bucket_size": elements.largest,
+            "stage3_max_live_parameters": 2 * elements.largest,
+            "stage3_max_reuse_distance": 0,
             "stage3_param_persistence_threshold": 0,
         }
     bf16 = _bf16(zero.precision)

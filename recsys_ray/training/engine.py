@@ -51,7 +51,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole model as it would be served, on the CPU of every rank. May share memory with the model."""
+        """The whole model as it would be served, on the CPU of rank 0; others may get nothing. May share its memory."""
         ...
 
     def save(self, directory: Path) -> None:

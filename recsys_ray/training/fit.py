@@ -19,8 +19,9 @@ from recsys_ray.training.backbones import prepare_backbones
 from recsys_ray.training.checkpoint import seed_rank
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
-from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Zero
+from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Elements, Zero, shard_by
 from recsys_ray.training.engine import BuildOptimizer, Engine, PlainEngine
+from recsys_ray.training.handover import Handover, Place, take
 from recsys_ray.training.loop import Hooks, Watch, train
 from recsys_ray.training.optimizer import build_adamw
 from recsys_ray.training.progress import EpochRecord, TrainResult
@@ -58,6 +59,18 @@ def fit_in_process(
     return result
 
 
+def take_towers(handed: Handover, config: TrainingConfig, device: torch.device) -> TwoTower:
+    """A worker's towers: whole and on the device, or at ZeRO stage 3 its shards of all parameters, never the whole."""
+    return take(handed, placing(handed, config)).to(device)
+
+
+def placing(handed: Handover, config: TrainingConfig) -> Place:
+    """What the engine of these settings does to each parameter as it comes."""
+    if config.zero_stage < 3:
+        return lambda _: None
+    return shard_by(Elements.of(handed.outline), zero_of(config))
+
+
 def run_rank(
     model: TwoTower, data: TrainInput, config: TrainingConfig, place: tuple[int, int], hooks: Hooks
 ) -> TrainResult:
@@ -84,7 +97,8 @@ def _adamw(config: TrainingConfig, module: nn.Module, without: tuple[str, ...] =
 
 def zero_of(config: TrainingConfig) -> Zero:
     """What DeepSpeed is told."""
-    return Zero(config.zero_stage, config.precision, config.clip_norm, config.offload)
+    universal = config.universal_checkpoints
+    return Zero(config.zero_stage, config.precision, config.clip_norm, config.offload, universal)
 
 
 @dataclass(frozen=True)

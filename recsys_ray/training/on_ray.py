@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -17,13 +17,16 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from recsys_ray.core.errors import ConfigError, RecsysError, TrainingError
 from recsys_ray.core.progress import following, say_into
-from recsys_ray.encoders.two_tower import TwoTower, load_towers, save_towers
+from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.checkpoint import read_result
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput, load_input, save_input
-from recsys_ray.training.fit import run_rank
+from recsys_ray.training.fit import run_rank, take_towers
+from recsys_ray.training.handover import hand_over
 from recsys_ray.training.loop import Hooks, Watch
 from recsys_ray.training.progress import EpochRecord, TrainResult
+
+Written = TypeVar("Written")
 
 CHECKPOINTS_KEPT = 2
 _LINES = "lines.txt"  # what rank 0 says, for the driver to pass on
@@ -62,13 +65,14 @@ def fit_on_ray(
         raise ConfigError("ray", "no connection", "a connected cluster: see recsys_ray.core.on_ray.connected")
     directory = directory.resolve()
     settings = {
-        "model": str(_fresh(directory / "model", lambda path: save_towers(path, model, {}))),
-        "input": str(_fresh(directory / "input", lambda path: save_input(path, data))),
+        "towers": _fresh(directory / "model", partial(hand_over, model)),
+        "input": str(directory / "input"),
         "config": config.model_dump(),
         "stop_after": stop_after,
         "lines": str(directory / _LINES),
         "records": str(directory / _RECORDS),
     }
+    _fresh(directory / "input", lambda path: save_input(path, data))
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # its return value comes back in the result
         train_loop_config=settings,
@@ -112,12 +116,11 @@ def _read(result: Any) -> TrainResult:
         return read_result(Path(path))
 
 
-def _fresh(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write a folder anew: what an earlier call left in it may be hard links to somebody else's checkpoint."""
+def _fresh(path: Path, write: Callable[[Path], Written]) -> Written:
+    """Write a folder anew: an earlier call may have left one."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    write(path)
-    return path
+    return write(path)
 
 
 def _work(settings: dict[str, Any]) -> str | None:
@@ -126,7 +129,7 @@ def _work(settings: dict[str, Any]) -> str | None:
     place = (context.get_world_rank(), context.get_world_size())
     config = TrainingConfig.parse(settings["config"])
     torch.set_num_threads(config.cpus)
-    model = load_towers(Path(settings["model"])).to(get_device())
+    model = take_towers(settings["towers"], config, get_device())
     data = load_input(Path(settings["input"]))
     newest = ray.train.get_checkpoint()
     hooks = Hooks(

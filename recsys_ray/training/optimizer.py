@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -20,11 +21,20 @@ def decay_by_name(module: nn.Module, weight_decay: float) -> dict[str, float]:
     """
     tables = {id(inner.weight) for inner in module.modules() if isinstance(inner, nn.Embedding)}
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    return {name: weight_decay if p.dim() >= 2 and id(p) not in tables else 0.0 for name, p in trained.items()}
+    return {
+        name: weight_decay if len(whole_shape(one)) >= 2 and id(one) not in tables else 0.0
+        for name, one in trained.items()
+    }
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """A parameter's shape, which DeepSpeed keeps beside one that it has sharded: what is left there is empty."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def decay_groups(module: nn.Module, weight_decay: float, without: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Parameters in two groups, decayed and not, to be made before an engine shards them; some may be left out."""
+    """Parameters in two groups, decayed and not; some may be left out."""
     decays = decay_by_name(module, weight_decay)
     named = [(decays[name], one) for name, one in module.named_parameters() if name in decays and name not in without]
     groups = [

@@ -4,8 +4,9 @@ Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "
 gradient), "aligned" (texts and pictures drawn together), "aligneddeaf", "alignedzero3", "strided" (weights that do not
 lie row by row, as those of convolutions), "sparse" (AdamW over tables updated row by row), "bf16", "zero0" ... "zero3",
 "bf16zero2", "offload2" (the optimizer's share on the CPU), "adam0" ... "adam3", which keep a checkpoint of AdamW's
-state, or "resume2", "resume3": two epochs under ZeRO in one go, and cut after the first one and gone on from its
-checkpoint.
+state, "resume2", "resume3": two epochs under ZeRO in one go, and cut after the first one and gone on from its
+checkpoint; "cut1" ... "cut3", "cut2bf16": the same without dropout, cut for another number of workers; or "goon1" ...:
+going on where the other number, of 1 and 2, was cut.
 """
 
 import os
@@ -129,11 +130,12 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
         train_step(engine, maker.make(windows, sampler.draw(step), pairs.draw(step)), 0.2, step, rate)
         for step, windows in enumerate(batches)
     ]
-    weights = np.concatenate([tensor.flatten().numpy() for tensor in engine.engine.weights().values()])
+    whole_model = engine.engine.weights()
     if case.startswith("adam"):
         (out / case).mkdir(exist_ok=True)
         engine.engine.save(out / case)
     if rank == 0:
+        weights = np.concatenate([tensor.flatten().numpy() for tensor in whole_model.values()])
         np.savez(out / f"{case}_{world_size}.npz", losses=losses, gradient=engine.gradient, weights=weights)
     step_module.gather_with_gradient = alignment_module.gather_with_gradient = whole
 
@@ -166,16 +168,56 @@ def resume(case: str, rank: int, world_size: int, out: Path) -> None:
         np.savez(out / f"{case}.npz", **arrays)
 
 
+def count_step(module: nn.Module, _: object) -> None:
+    module.steps.add_(1.0)
+
+
+def change_size(case: str, rank: int, world_size: int, out: Path) -> None:
+    """Leave a checkpoint after the first of two epochs, and the result of both; or go on from the other size's."""
+    name = case.removeprefix("cut").removeprefix("goon")
+    values = {"engine": "deepspeed", "zero_stage": int(name[0]), "workers": world_size, "universal_checkpoints": True}
+    values |= {"precision": name[1:] or "fp32", "weight_decay": 0.3, "learning_rate": 0.05}
+    config = TrainingConfig.parse({**values, "batch_size": 10, "negatives": 15, "epochs": 2, "patience": None})
+
+    def train(hooks: Hooks) -> None:
+        model = small_towers()
+        model.user_tower.register_buffer("steps", torch.zeros(1))  # as batch norms count
+        model.user_tower.register_forward_pre_hook(count_step)
+        result = run_rank(model, small_data(), config, (rank, world_size), hooks)
+        if rank == 0:
+            weights = {name: tensor.numpy() for name, tensor in result.weights.items()}
+            losses = np.array([record.loss for record in result.records])
+            np.savez(out / f"{case}_{world_size}.npz", losses=losses, **weights)
+
+    def kept(workers: int) -> Path:
+        return out / f"cut{name}_{workers}"
+
+    meeting, other = dist.FileStore(str(out / "meeting"), -1), 3 - world_size
+    if case.startswith("goon"):
+        meeting.wait([str(kept(other))], timedelta(seconds=120))
+        train(Hooks(resume=kept(other)))
+        return
+
+    def keep(_: EpochRecord, write: Callable[[Path], None]) -> None:
+        kept(world_size).mkdir(exist_ok=True)
+        write(kept(world_size))
+
+    train(Hooks(keep=keep, stop_after=1))
+    dist.barrier()
+    meeting.set(str(kept(world_size)), "written")
+    train(Hooks())
+
+
 def main(rank: int, world_size: int, port: str, out: str, *cases: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    if world_size > 1:
+    if world_size > 1 or cases[0].startswith(("cut", "goon")):
         dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     for case in cases:
-        work = resume if case.startswith("resume") else run
+        work = resume if case.startswith("resume") else change_size if case.startswith(("cut", "goon")) else run
         work(case, rank, world_size, Path(out))
-    if world_size > 1:
+    if dist.is_initialized():
         # Everything is written. The groups that DeepSpeed made keep threads that now and then abort an orderly exit.
         dist.barrier()
         sys.stdout.flush()

@@ -18,11 +18,19 @@ from recsys_ray.training.config import TrainingConfig
         ({"workers": 8, "batch_size": 4}, "workers up to batch_size = 4"),
         ({"precision": "fp8"}, "'auto', 'bf16' or 'fp32'"),
         ({"zero_stage": 4}, "0, 1, 2 or 3"),
+        ({"universal_checkpoints": True}, "universal_checkpoints false without a zero_stage"),
+        ({"universal_checkpoints": True, "engine": "deepspeed"}, "there are no shards"),
+        ({"engine": "deepspeed", "zero_stage": 2, "workers": 4, "min_workers": 2}, "universal_checkpoints true"),
     ],
 )
 def test_what_cannot_take_effect_is_refused(changes: dict[str, Any], names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         TrainingConfig.parse(changes)
+
+
+def test_zero_is_elastic_with_universal_checkpoints() -> None:
+    zero = {"engine": "deepspeed", "zero_stage": 2, "workers": 4, "min_workers": 2, "universal_checkpoints": True}
+    assert TrainingConfig.parse(zero).min_workers == 2
 
 
 def test_all_negatives_by_override() -> None:

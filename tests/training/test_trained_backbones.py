@@ -1,6 +1,7 @@
 """Backbones that are trained with the towers: what was trained is what is saved, loaded and served."""
 
 import asyncio
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,8 +37,8 @@ from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.fit import build_engine, fit_in_process
+from recsys_ray.training.handover import hand_over, take
 from recsys_ray.training.negatives import NegativeSampler
-from recsys_ray.training.on_ray import _fresh
 from recsys_ray.training.step import local_loss
 from recsys_ray.training.validation import item_vectors, items_at_once, validate
 from serve_app.config import ServeConfig
@@ -204,19 +205,24 @@ def served(release: Path, text: str) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
 
 
-def test_writing_a_run_s_first_weights_again_leaves_the_checkpoint_they_came_from_alone(
-    model: TwoTower, tmp_path: Path
-) -> None:
-    """A run that goes on writes its folder anew, over hard links to the user's own files."""
-    source = tmp_path / "bert" / "model.safetensors"
-    before = source.read_bytes()
-    for shift in (0.0, 0.0, 0.1):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(shift)
-        folder = _fresh(tmp_path / "first", lambda path: save_towers(path, model, {}))
-        assert torch.equal(load_towers(folder).item_tower.towers[0].empty, model.item_tower.towers[0].empty)
-    assert source.read_bytes() == before
+def test_workers_get_the_towers_without_the_whole_of_their_weights(model: TwoTower, tmp_path: Path) -> None:
+    """What travels is an outline; parameters come out of a file one by one, in the memory layout they had."""
+    sent = pickle.dumps(hand_over(model, tmp_path))
+    handed = pickle.loads(sent)
+    assert all(parameter.is_meta for parameter in handed.outline.parameters())
+    seen: list[int] = []
+    for _ in range(2):  # a worker may take them more than once
+        taken = take(handed, lambda parameter: seen.append(parameter.numel()))
+        state = model.state_dict()
+        assert list(taken.state_dict()) == list(state)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in taken.state_dict().items())
+        for one, other in zip(taken.parameters(), model.parameters(), strict=True):
+            assert (one.stride(), one.requires_grad) == (other.stride(), other.requires_grad)
+        assert taken.item_tower.towers[0].encoders[0].backbone.id == trained_backbones(model)["text"].id
+    assert sum(seen) == 2 * sum(parameter.numel() for parameter in model.parameters())
+    with torch.no_grad():  # what a worker does to its towers is not done to the driver's
+        taken.user_tower.members[0].start.fill_(9.0)
+    assert not torch.equal(taken.user_tower.members[0].start, model.user_tower.members[0].start)
 
 
 def one_step(model: TwoTower, inputs: ItemInputs, data: TrainInput, config: TrainingConfig) -> dict[str, Tensor]:

@@ -14,9 +14,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from recsys_ray.core.errors import RecsysError, TrainingError
 from recsys_ray.core.progress import following, say_into
-from recsys_ray.encoders.two_tower import TwoTower, load_towers, save_towers
+from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput, load_input, save_input
+from recsys_ray.training.fit import take_towers
+from recsys_ray.training.handover import Handover, hand_over
 from recsys_ray.training.parity.curves import Curve
 from recsys_ray.training.parity.trace import EngineName, settings_for, trace
 
@@ -49,19 +51,27 @@ def curves_on_ray(
     shutil.rmtree(directory, ignore_errors=True)
     for name in ("model", "input"):
         (directory / name).mkdir(parents=True)
-    save_towers(directory / "model", model, {})
+    handed = hand_over(model, directory / "model")
     save_input(directory / "input", data)
     try:
         with following(directory / _LINES):
-            return [curve for number, run in enumerate(runs) for curve in _run(config, *run, steps, directory, number)]
+            kept = (handed, directory)
+            return [curve for number, run in enumerate(runs) for curve in _run(config, *run, steps, kept, number)]
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run(
-    config: TrainingConfig, workers: int, engines: Sequence[EngineName], steps: int, directory: Path, number: int
+    config: TrainingConfig,
+    workers: int,
+    engines: Sequence[EngineName],
+    steps: int,
+    kept: tuple[Handover, Path],
+    number: int,
 ) -> list[Curve]:
+    handed, directory = kept
     settings = {
+        "towers": handed,
         "directory": str(directory),
         "steps": steps,
         "configs": [(engine, settings_for(config, engine, workers).model_dump()) for engine in engines],
@@ -97,7 +107,7 @@ def _work(settings: dict[str, Any]) -> list[tuple[Any, ...]] | str:
         for engine, values in settings["configs"]:
             config = TrainingConfig.parse(values)
             torch.set_num_threads(config.cpus)
-            model = load_towers(directory / "model").to(get_device())
+            model = take_towers(settings["towers"], config, get_device())
             curve = trace(model, data, config, engine, place, settings["steps"])
             curves.append((curve.engine, curve.workers, curve.losses, curve.norms))
             if place[0] == 0:

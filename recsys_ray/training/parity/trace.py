@@ -37,6 +37,7 @@ def settings_for(config: TrainingConfig, engine: EngineName, workers: int) -> Tr
         "clip_norm": None,
         "average": None,
         "min_workers": None,
+        "universal_checkpoints": False,
         "offload": config.offload and stage > 0,
     }
     return override(config, changes)
