@@ -24,6 +24,7 @@ from recsys_ray.encoders.two_tower import TwoTower, build, load_towers, read_spa
 from recsys_ray.stages.features import Features, digest_backbones, frozen_configs
 from recsys_ray.stages.work import Data, Scope, Work
 from recsys_ray.training.data import TrainInput, Validation
+from recsys_ray.training.exposed import shown_at
 from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.on_ray import fit_on_ray
 from recsys_ray.training.progress import TrainResult
@@ -90,7 +91,8 @@ def begin(work: Work, data: Data, features: Features, scope: Scope) -> tuple[Two
     dims = {modality: table.vectors.shape[1] for modality, table in features.tables.items()}
     model = build(_suited(config.model, scope), data.dataset.fields, len(data.dataset.item_ids), dims)
     inputs = item_inputs(work, data, features, model, scope)
-    return model, TrainInput(inputs, scope.events, _validation(scope), data.user_tokens)
+    shown = shown_at(scope.events, data.dataset.exposures) if config.training.exposed_negatives else None
+    return model, TrainInput(inputs, scope.events, _validation(scope), data.user_tokens, shown)
 
 
 def embed(work: Work, data: Data, features: Features, towers: Artifact, scope: Scope) -> Towers:

@@ -60,6 +60,8 @@ class StepBatch:
         weights: Their event weights, None when all count the same.
         negative_rows: Catalogue rows of the negatives of all ranks.
         log_expected: Log of their expected counts.
+        own: Supervised positions of this rank, and which negatives stand for themselves at them.
+        own_weight: As how many items these count there.
         num_positions: Supervised positions of all ranks together.
         num_sequences: Sequences of all ranks together.
         pairs: What is aligned.
@@ -71,6 +73,8 @@ class StepBatch:
     weights: Float[Tensor, " P"] | None
     negative_rows: Int[Tensor, " n"]
     log_expected: Float[Tensor, " n"]
+    own: Int[Tensor, "2 k"]
+    own_weight: float
     num_positions: int
     num_sequences: int
     pairs: Pairs
@@ -84,6 +88,8 @@ class StepBatch:
             None if self.weights is None else self.weights.to(device),
             self.negative_rows.to(device),
             self.log_expected.to(device),
+            self.own.to(device),
+            self.own_weight,
             self.num_positions,
             self.num_sequences,
             self.pairs.to(device),
@@ -145,6 +151,7 @@ class BatchMaker:
         self._seed, (self._rank, self._world_size) = config.seed, place
         self._weights: FloatArray | None = data.train.weights if config.event_weights else None
         self._items_at_once, self._prefixes = config.items_at_once, config.matryoshka
+        self._own_weight = config.exposed_weight
 
     def epoch(self, epoch: int) -> "Epoch":
         """The steps of one epoch, the same for the same seed and epoch.
@@ -187,6 +194,8 @@ class BatchMaker:
             weights=None if self._weights is None else torch.from_numpy(self._weights[places]),
             negative_rows=torch.from_numpy(draw.rows),
             log_expected=torch.from_numpy(draw.log_expected),
+            own=_own_positions(draw.own, places),
+            own_weight=self._own_weight,
             num_positions=int(windows.lengths.sum()),
             num_sequences=len(windows),
             pairs=pairs,
@@ -227,6 +236,14 @@ def pad_windows(events: Events, windows: Windows) -> tuple[IntArray, IntArray, I
     known = supervised & (places > windows.firsts[:, None])
     history = np.where(known, events.items[np.maximum(places - 1, 0)], -1)
     return history, targets, places[supervised]
+
+
+def _own_positions(own: IntArray, places: IntArray) -> Int[Tensor, "2 k"]:
+    """A draw's own negatives at the positions that are among these (P,) places, numbered as they stand there."""
+    order = np.argsort(places)
+    found = order[np.searchsorted(places, own[0], sorter=order).clip(max=len(places) - 1)]
+    here = places[found] == own[0]
+    return torch.from_numpy(np.stack([found[here], own[1, here]]))
 
 
 def _refill(rows: IntArray, positions: IntArray) -> IntArray:

@@ -52,12 +52,15 @@ class TrainInput:
         train: The events to learn from; all of them count for popularity and logQ.
         validation: None when there is nothing to hold out, as in the fit on all events.
         user_tokens: (U, T) attribute tokens of the users, or None.
+        shown: (E) item rows that were shown before each event of `train`, see `training.exposed`; None where they are
+            not learned from.
     """
 
     inputs: ItemInputs
     train: Events
     validation: Validation | None = None
     user_tokens: IntArray | None = None
+    shown: Ragged | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != self.train.num_items:
@@ -86,6 +89,8 @@ def save_input(directory: Path, data: TrainInput) -> None:
     arrays = {f"train_{key}": getattr(data.train, key) for key in _EVENTS}
     if data.user_tokens is not None:
         arrays["user_tokens"] = data.user_tokens
+    if data.shown is not None:
+        arrays["shown_values"], arrays["shown_offsets"] = data.shown.values, data.shown.offsets
     if data.validation is not None:
         arrays["validation_users"] = data.validation.users
         for key in ("history", "exclude", "items"):
@@ -109,7 +114,8 @@ def load_input(directory: Path) -> TrainInput:
         offsets, items, timestamps, weights = (arrays[f"train_{key}"] for key in _EVENTS)
         train = Events(offsets, items, timestamps, weights, shape["num_items"])
         user_tokens = arrays.get("user_tokens")
-        return TrainInput(ItemInputs(values, present), train, _load_validation(arrays), user_tokens)
+        shown = Ragged(arrays["shown_values"], arrays["shown_offsets"]) if "shown_values" in arrays else None
+        return TrainInput(ItemInputs(values, present), train, _load_validation(arrays), user_tokens, shown)
 
 
 def _load_validation(arrays: np.lib.npyio.NpzFile) -> Validation | None:

@@ -17,6 +17,7 @@ from recsys_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import Engine
+from recsys_ray.training.exposed import ExposedNegatives
 from recsys_ray.training.hard import add_mined, mine
 from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.optimizer import learning_rate_factor
@@ -154,6 +155,9 @@ class _Run:
         if self._sampler.draws_all and config.hard_negatives:
             allowed = f"0: all {data.train.num_items:,} items are negatives already, by training.negatives"
             raise ConfigError("training.hard_negatives", config.hard_negatives, allowed)
+        if self._sampler.draws_all and config.exposed_negatives and config.exposed_weight == 1:
+            raise ConfigError("training.exposed_weight", 1.0, "more or less than 1: all items are negatives, once each")
+        self._exposed = ExposedNegatives(data.shown, config)
         self._pairs = PairSampler(data.inputs, config, place)
         self._steps_per_epoch = steps_per_epoch(data.train, history, config.batch_size)
         self._validation = (
@@ -230,6 +234,7 @@ class _Run:
         """One step, counted."""
         began, step, cut = time.perf_counter(), progress.step, progress.cut
         draw = add_mined(self._sampler.draw(step), progress.mined, windows.users)
+        draw = self._exposed.add(draw, windows, step)
         batch = self._maker.make(windows, draw, self._pairs.draw(step))
         loss = train_step(self._engine, batch, self._temperature, step, self._learning_rate(step))
         seconds = cut.seconds + time.perf_counter() - began

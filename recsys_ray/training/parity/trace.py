@@ -15,6 +15,7 @@ from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import Engine
+from recsys_ray.training.exposed import ExposedNegatives
 from recsys_ray.training.fit import build_engine
 from recsys_ray.training.loop import POPULARITY, history_length
 from recsys_ray.training.negatives import NegativeSampler
@@ -64,11 +65,12 @@ def trace(
     maker = BatchMaker(data, history_length(config, model), config, place)
     popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
     sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
+    exposed = ExposedNegatives(data.shown, config)
     pairs = PairSampler(data.inputs, config, place)
     batches = (windows for epoch in count() for windows in maker.epoch(epoch))
     losses, norms = [], []
     for step, windows in enumerate(islice(batches, steps)):
-        batch = maker.make(windows, sampler.draw(step), pairs.draw(step))
+        batch = maker.make(windows, exposed.add(sampler.draw(step), windows, step), pairs.draw(step))
         losses.append(train_step(trained, batch, model.config.temperature, step, config.learning_rate))
         norms.append(norm.take())
     return Curve(engine, place[1], tuple(losses), tuple(norms))
