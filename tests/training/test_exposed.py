@@ -17,12 +17,15 @@ from torch import Tensor
 from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.events import Events
-from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.core.schema import Fields
+from recsys_ray.encoders.config import TwoTowerConfig
+from recsys_ray.encoders.inputs import ItemInputs
+from recsys_ray.encoders.two_tower import TwoTower, build
 from recsys_ray.training import loss as loss_module
 from recsys_ray.training.alignment import PairSampler
 from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
-from recsys_ray.training.data import TrainInput
+from recsys_ray.training.data import TrainInput, Validation
 from recsys_ray.training.exposed import ExposedNegatives, shown_at
 from recsys_ray.training.fit import fit_in_process, run_rank
 from recsys_ray.training.loop import Hooks
@@ -225,3 +228,39 @@ def test_settings_without_effect_are_refused(towers: TwoTower, data: TrainInput,
             fit_in_process(towers, replace(data, shown=nothing), settings(exposed_negatives=10))
     with pytest.raises(ConfigError, match=r"exposed_weight: got 1\.0"):
         fit_in_process(towers, data, settings(negatives=1000, exposed_negatives=10, exposed_weight=1.0))
+
+
+@pytest.mark.slow
+def test_exposures_teach_what_few_choices_do_not(settings: Settings) -> None:
+    """Users of three tastes are shown pages of items, choose three of their taste, and are asked for the fourth."""
+    train, shown, queries = tastes(users=300, items=120)
+    inputs = ItemInputs({"id": {"row": torch.arange(120)}}, {"id": torch.ones(120, dtype=torch.bool)})
+    data = TrainInput(inputs, train, queries, None, shown_at(train, shown))
+    user = {"blocks": 1, "heads": 2, "history": 8}
+    parts = {"text": None, "image": None, "vectors": None, "attributes": None}
+    towers = TwoTowerConfig.parse({"dim": 16, "user": user, **parts})
+
+    def recall(**changes: float) -> float:
+        torch.manual_seed(0)
+        config = settings(batch_size=50, negatives=100, epochs=12, learning_rate=0.02, **changes)
+        return fit_in_process(build(towers, Fields(), 120, {}), data, config).validation["recall@10"]
+
+    assert recall(exposed_negatives=1000, exposed_weight=100.0) > recall() + 0.03
+
+
+def tastes(users: int, items: int) -> tuple[Events, Events, Validation]:
+    """What was chosen but the last, what was shown (of another taste: the own would have been chosen), and the last."""
+    rng = np.random.default_rng(0)
+    taste, own = rng.integers(0, 3, items), rng.integers(0, 3, users)
+    chosen, shown = [], []
+    for user in range(users):
+        for time in range(4):
+            chosen.append((user, rng.choice(np.flatnonzero(taste == own[user])), 2 * time + 1))
+            page = rng.choice(items, 20, replace=False)
+            shown += [(user, item, 2 * time) for item in page[taste[page] != own[user]]]
+    events, exposures = (
+        Events.from_columns(*np.array(rows).T, np.ones(len(rows), np.float32), users, items) for rows in (chosen, shown)
+    )
+    last = np.isin(np.arange(len(events)), events.offsets[1:] - 1)
+    train, histories = events.where(~last), events.where(~last).histories
+    return train, exposures, Validation(np.arange(users), histories, histories, events.where(last).histories)
