@@ -15,6 +15,7 @@ from recsys_ray.encoders.inputs import ItemInputs
 
 _TENSORS = "items.safetensors"
 _ARRAYS = "arrays.npz"
+_WORDS = "words"  # among the tensors
 _SHAPE = "shape.json"
 _EVENTS = ("offsets", "items", "timestamps", "weights")
 
@@ -54,6 +55,7 @@ class TrainInput:
         user_tokens: (U, T) attribute tokens of the users, or None.
         shown: (E) item rows that were shown before each event of `train`, see `training.exposed`; None where they are
             not learned from.
+        words: (2, N, L) the word and the line of each token of the texts; None where texts are not augmented.
     """
 
     inputs: ItemInputs
@@ -61,6 +63,7 @@ class TrainInput:
     validation: Validation | None = None
     user_tokens: IntArray | None = None
     shown: Ragged | None = None
+    words: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != self.train.num_items:
@@ -85,6 +88,8 @@ def save_input(directory: Path, data: TrainInput) -> None:
         for key, tensor in inner.items():
             tensors[f"values/{len(names)}"] = tensor.contiguous()
             names.append([name, key])
+    if data.words is not None:
+        tensors[_WORDS] = data.words
     save_file(tensors, directory / _TENSORS)
     arrays = {f"train_{key}": getattr(data.train, key) for key in _EVENTS}
     if data.user_tokens is not None:
@@ -115,7 +120,8 @@ def load_input(directory: Path) -> TrainInput:
         train = Events(offsets, items, timestamps, weights, shape["num_items"])
         user_tokens = arrays.get("user_tokens")
         shown = Ragged(arrays["shown_values"], arrays["shown_offsets"]) if "shown_values" in arrays else None
-        return TrainInput(ItemInputs(values, present), train, _load_validation(arrays), user_tokens, shown)
+        inputs, words = ItemInputs(values, present), tensors.get(_WORDS)
+        return TrainInput(inputs, train, _load_validation(arrays), user_tokens, shown, words)
 
 
 def _load_validation(arrays: np.lib.npyio.NpzFile) -> Validation | None:

@@ -11,6 +11,7 @@ from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.progress import say
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.alignment import PairSampler
+from recsys_ray.training.augment import Augmentation
 from recsys_ray.training.backbones import merged
 from recsys_ray.training.batches import BatchMaker, Windows, steps_per_epoch
 from recsys_ray.training.checkpoint import load_checkpoint, save_checkpoint
@@ -149,7 +150,8 @@ class _Run:
         self._temperature = model.config.temperature
         history = history_length(config, model)
         require_prefixes(config, model)
-        self._maker = BatchMaker(data, history, config, place)
+        augmentation = Augmentation(model.config, data.words, config.seed)
+        self._maker = BatchMaker(data, history, config, place, augmentation)
         popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
         self._sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
         if self._sampler.draws_all and config.hard_negatives:
@@ -235,7 +237,7 @@ class _Run:
         began, step, cut = time.perf_counter(), progress.step, progress.cut
         draw = add_mined(self._sampler.draw(step), progress.mined, windows.users)
         draw = self._exposed.add(draw, windows, step)
-        batch = self._maker.make(windows, draw, self._pairs.draw(step))
+        batch = self._maker.make(windows, draw, self._pairs.draw(step), progress.epochs)
         loss = train_step(self._engine, batch, self._temperature, step, self._learning_rate(step))
         seconds = cut.seconds + time.perf_counter() - began
         progress.step += 1

@@ -30,8 +30,9 @@ def train_step(engine: Engine, batch: StepBatch, temperature: float, step: int, 
     Raises:
         TrainingError: On every rank, before the update, when the loss is not finite.
     """
+    batch = batch.to(engine.device).looked_at()
     with engine.precision():
-        loss = local_loss(engine, batch.to(engine.device), temperature)
+        loss = local_loss(engine, batch, temperature)
     whole = global_sum(loss.detach())
     if not torch.isfinite(whole):
         raise TrainingError(
