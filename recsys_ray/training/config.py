@@ -9,6 +9,7 @@ from recsys_ray.encoders.config import Precision
 
 EngineName = Literal["plain", "deepspeed"]
 AVERAGE = 0.995
+BATCHES_AHEAD = 2
 SPARSE_ABOVE = 100_000
 
 
@@ -52,6 +53,8 @@ class TrainingConfig(Config):
         items_at_once: Gradient caching: encode the items of a step so many at a time, keep no activations, and encode
             them again in the backward pass, so that memory does not bound the negatives. Null encodes all at once.
         checkpoint_steps: Keep a checkpoint within an epoch too, every so many steps; null keeps one an epoch.
+        batches_ahead: So many batches are made in a thread while the device is busy with this one, to the same result.
+            "auto" is 2 with a GPU, and 0 without, where the thread would take a core beside `cpus`.
         sparse_tables: Embedding tables (ids, attributes) of more rows than this are updated row by row, so that a step
             costs what the rows in it cost, with the result of AdamW over the whole table. "auto" is 100,000 with the
             plain engine and none with DeepSpeed, which shards whole tables; null is none.
@@ -92,6 +95,7 @@ class TrainingConfig(Config):
     offload: bool = execution(False)
     items_at_once: int | None = execution(None, ge=1)
     checkpoint_steps: int | None = execution(None, ge=1)
+    batches_ahead: Annotated[int, Field(ge=0)] | Literal["auto"] = execution("auto")
     sparse_tables: int | Literal["auto"] | None = execution("auto")
     average: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = "auto"
     seed: int = Field(0, ge=0)
@@ -107,6 +111,13 @@ class TrainingConfig(Config):
         if self.average == "auto":
             return AVERAGE if self.engine == "plain" else None
         return self.average
+
+    @property
+    def waiting(self) -> int:
+        """The batches that `batches_ahead` comes to."""
+        if self.batches_ahead == "auto":
+            return BATCHES_AHEAD if self.gpus else 0
+        return self.batches_ahead
 
     @property
     def sparse_above(self) -> int | None:
