@@ -101,9 +101,9 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _exposures_are_named(self) -> "RunConfig":
         if self.training.exposed_negatives and not self.data.exposures:
-            raise ValueError(
-                "training.exposed_negatives 0, or data.exposures with the kinds of events that say what was shown"
-            )
+            # Not a ValueError: what came would be the whole configuration.
+            hint = "Name in data.exposures the kinds of events that say what was shown."
+            raise ConfigError("training.exposed_negatives", self.training.exposed_negatives, "0 here", hint)
         return self
 
 
