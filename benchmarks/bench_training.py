@@ -41,7 +41,7 @@ from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Zero
 from recsys_ray.training.fit import run_rank
 from recsys_ray.training.loop import Hooks
-from recsys_ray.training.loss import sampled_softmax
+from recsys_ray.training.loss import Negatives, sampled_softmax
 from recsys_ray.training.on_ray import fit_on_ray
 from recsys_ray.training.optimizer import build_adamw
 
@@ -90,7 +90,7 @@ def loss_of(kind: str, queries: Tensor, items: Tensor, targets: Tensor) -> float
     else:
         rows, log_expected = torch.arange(len(items)), torch.zeros(len(items))
         wanted = F.embedding(targets, items)
-        loss = sampled_softmax(queries, wanted, targets, items, rows, log_expected, (TEMPERATURE, None))
+        loss = sampled_softmax(queries, wanted, targets, Negatives(items, rows, log_expected), (TEMPERATURE, None))
     loss.backward()
     queries.grad = items.grad = None
     return float(loss.detach())

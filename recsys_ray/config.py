@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recsys_ray.core.cluster import RayConfig
 from recsys_ray.core.config import Config, execution, override
@@ -97,6 +97,14 @@ class RunConfig(Config):
         if not any(channels.values()):
             raise ValueError("at least one channel that is not null")
         return channels
+
+    @model_validator(mode="after")
+    def _exposures_are_named(self) -> "RunConfig":
+        if self.training.exposed_negatives and not self.data.exposures:
+            # Not a ValueError: what came would be the whole configuration.
+            hint = "Name in data.exposures the kinds of events that say what was shown."
+            raise ConfigError("training.exposed_negatives", self.training.exposed_negatives, "0 here", hint)
+        return self
 
 
 def load_config(path: Path, base: RunConfig) -> RunConfig:

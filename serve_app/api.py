@@ -212,10 +212,12 @@ class EventsAnswer(Envelope):
 
     Attributes:
         accepted: How many.
+        exposures: How many more said only that something was shown (`data.exposures`): no part of a history, not kept.
         unknown_items: Those of their items that are not known now.
     """
 
     accepted: int
+    exposures: int
     unknown_items: list[str]
 
 

@@ -128,16 +128,19 @@ class Service:
         return await self._answer(self._question(body, ask, text=body.text), body, ask, Trace())
 
     async def record(self, body: api.EventsRequest, ask: Ask) -> dict[str, Any]:
-        """Write events into the users' histories; the next answer reads them.
+        """Write events into the users' histories; the next answer reads them. What was only shown is left out.
 
         Raises:
             Problem: 422 a timestamp that is none, 503 not written.
         """
-        await self._histories.append(list(zip((one.user_id for one in body.events), events_of(body), strict=True)))
-        catalogue = ask.serving.live.current.catalogue
-        ids = dict.fromkeys(one.item_id for one in body.events)
-        unknown = [item_id for item_id in ids if catalogue.row(item_id) < 0]
-        return {"accepted": len(body.events), "unknown_items": unknown, **self.envelope(ask, Trace())}
+        release = ask.serving.live.current
+        pairs = list(zip((one.user_id for one in body.events), events_of(body), strict=True))
+        written = [(user_id, event) for user_id, event in pairs if event.kind not in release.exposures]
+        await self._histories.append(written)
+        ids = dict.fromkeys(event.item_id for _, event in written)
+        unknown = [item_id for item_id in ids if release.catalogue.row(item_id) < 0]
+        counts = {"accepted": len(written), "exposures": len(pairs) - len(written)}
+        return {**counts, "unknown_items": unknown, **self.envelope(ask, Trace())}
 
     async def erase(self, user_id: str, ask: Ask) -> dict[str, Any]:
         """Forget a user: events are deleted, and what the release holds of the user is not read any more.

@@ -80,3 +80,10 @@ def test_override_leaves_the_original_alone():
     config = RunConfig()
     assert override(config, {"model.dim": 32}).model.dim == 32
     assert config.model.dim == RunConfig().model.dim
+
+
+def test_exposed_negatives_want_kinds_of_events_that_are_exposures() -> None:
+    with pytest.raises(ConfigError, match=r"training\.exposed_negatives: got 500; allowed: 0 here\. Name in data"):
+        override(RunConfig(), {"training.exposed_negatives": 500})
+    both = override(RunConfig(), {"data.exposures": ["impression"], "training.exposed_negatives": 500})
+    assert both.data.exposures == ("impression",)

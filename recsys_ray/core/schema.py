@@ -24,6 +24,7 @@ NUMERIC = "_numeric"  # fixed_size_list<float32>[F]: standardised numeric fields
 ITEMS_FILE = "items.parquet"
 USERS_FILE = "users.parquet"
 EVENTS_FILE = "events.parquet"
+EXPOSURES_FILE = "exposures.parquet"
 REJECTED_FILE = "rejected.parquet"
 FIELDS_FILE = "fields.json"
 

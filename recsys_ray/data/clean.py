@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from recsys_ray.core import schema, validate
 from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray
-from recsys_ray.core.errors import DataError
+from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.core.events import Events
 from recsys_ray.data.readers import MALFORMED
 from recsys_ray.data.rejected import Rejected, places
@@ -29,6 +29,8 @@ class CleanEvents:
     Attributes:
         events: The interactions.
         kinds: (E,) the kind of each, aligned with `events`.
+        exposures: What users were shown, see `DataConfig.exposures`; none of it is among `events`.
+        exposure_kinds: The kind of each, aligned with `exposures`.
         parts: (E,) the input each came from: TRAIN, VALIDATION or TEST.
         user_ids: User ids by row, in order of first appearance.
         item_ids: Item ids by row: those of the catalogue in its order, or in order of first appearance.
@@ -38,6 +40,8 @@ class CleanEvents:
 
     events: Events
     kinds: pa.Array
+    exposures: Events
+    exposure_kinds: pa.Array
     parts: PartArray
     user_ids: list[str]
     item_ids: list[str]
@@ -84,21 +88,27 @@ def clean_events(
     Args:
         parts: TRAIN, VALIDATION, TEST to parsed events; protocols other than `given` have TRAIN only.
         catalogue: The known item ids; None takes those of the events.
-        config: Core sizes and the threshold.
+        config: Which kinds are exposures, core sizes and the threshold.
         rejected: Takes the rejected rows.
 
     Raises:
+        ConfigError: When no row is of a kind that is named an exposure.
         DataError: When too many rows are bad, or only some parts have timestamps.
     """
     table = pa.concat_tables(parts.values())
     rows = _Rows.of(table, parts, catalogue)
+    shown = _exposures(table, config.exposures)
     alive = _reject_bad(table, rows, rejected)
     checks: dict[str, Callable[[BoolArray], BoolArray]] = {
         validate.UNKNOWN_ITEM: rows.unknown,
         validate.DUPLICATE_EVENT: rows.repeats,
         validate.OUTSIDE_CORE: partial(
-            rows.outside_core, min_user_events=config.min_user_events, min_item_events=config.min_item_events
+            rows.outside_core,
+            shown=shown,
+            min_user_events=config.min_user_events,
+            min_item_events=config.min_item_events,
         ),
+        validate.UNUSED_EXPOSURE: partial(rows.unused, shown=shown),
     }
     for reason, check in checks.items():
         bad = alive & check(alive)
@@ -109,7 +119,7 @@ def clean_events(
             kept = int(alive[rows.part == part].sum())
             rejected.settle(name, parts[part].num_rows, kept, config.max_rejected_fraction)
     only_with_events = catalogue is None or config.min_item_events > 0
-    return _finish(rows, table, alive, only_with_events=only_with_events)
+    return _finish(rows, table, (alive & ~shown, alive & shown), only_with_events=only_with_events)
 
 
 @dataclass(frozen=True)
@@ -171,9 +181,9 @@ class _Rows:
         result[at[order[1:][same]]] = True
         return result
 
-    def outside_core(self, alive: BoolArray, min_user_events: int, min_item_events: int) -> BoolArray:
-        """Rows whose user or item has too few events left, until nothing changes."""
-        at = places(alive)
+    def outside_core(self, alive: BoolArray, shown: BoolArray, min_user_events: int, min_item_events: int) -> BoolArray:
+        """Events whose user or item has too few events left, until nothing changes; exposures are not counted."""
+        at = places(alive & ~shown)
         while min_user_events > 1 or min_item_events > 1:
             users, items = self.users[at], self.items[at]
             enough_of_user = np.bincount(users, minlength=1)[users] >= min_user_events
@@ -182,9 +192,21 @@ class _Rows:
             if len(kept) == len(at):
                 break
             at = kept
-        outside = alive.copy()
+        outside = alive & ~shown
         outside[at] = False
         return outside
+
+    def unused(self, alive: BoolArray, shown: BoolArray) -> BoolArray:
+        """Exposures of users or items without an event, and those that came with what is held out."""
+        chosen = alive & ~shown
+        of_users, of_items = np.zeros(len(self.user_ids), bool), np.zeros(len(self.item_ids), bool)
+        of_users[self.users[chosen]] = True
+        of_items[self.items[chosen]] = True
+        at = places(alive & shown)
+        of_use = of_users[self.users[at]] & of_items[self.items[at]] & (self.part[at] == TRAIN)
+        result = np.zeros(len(alive), bool)
+        result[at[~of_use]] = True
+        return result
 
     def reject(self, rejected: Rejected, mask: BoolArray, reason: str, values: pa.ChunkedArray) -> None:
         for part, name in PART_NAMES.items():
@@ -192,24 +214,46 @@ class _Rows:
             rejected.add(name, self.line[at], reason, values.take(pa.array(at)))
 
 
-def _finish(rows: _Rows, table: pa.Table, alive: BoolArray, only_with_events: bool) -> CleanEvents:
-    at = places(alive)
-    at = at[np.lexsort((rows.times[at], rows.users[at]))]  # stable: equal times keep the order of the input
+def _exposures(table: pa.Table, names: tuple[str, ...]) -> BoolArray:
+    """The mask of the rows that say only that something was shown."""
+    kinds = table.column(schema.KIND)
+    there = set(pc.unique(kinds).to_pylist())
+    for name in names:
+        if name not in there:
+            raise ConfigError("data.exposures", name, ", ".join(sorted(there)), "No event is of this kind.")
+    return _mask(pc.is_in(kinds, value_set=pa.array(names, pa.string())))
+
+
+def _finish(rows: _Rows, table: pa.Table, kept: tuple[BoolArray, BoolArray], only_with_events: bool) -> CleanEvents:
+    """The end of it, from the masks of the events and of the exposures that are left."""
+    at, shown_at = (_in_order(rows, mask) for mask in kept)
     user_codes, users = np.unique(rows.users[at], return_inverse=True)
     item_codes, items = np.arange(len(rows.item_ids)), rows.items[at]
     if only_with_events:
         item_codes, items = np.unique(items, return_inverse=True)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(users, minlength=len(user_codes)))])
-    weights: FloatArray = table.column(schema.WEIGHT).to_numpy()[at]
+    weights: FloatArray = table.column(schema.WEIGHT).to_numpy()
+    sizes = len(user_codes), len(item_codes)
+    shown_users, shown_items = (
+        np.searchsorted(codes, column[shown_at])
+        for codes, column in ((user_codes, rows.users), (item_codes, rows.items))
+    )
     return CleanEvents(
-        events=Events(offsets.astype(np.int64), items.astype(np.int64), rows.times[at], weights, len(item_codes)),
+        events=Events.from_columns(users, items, rows.times[at], weights[at], *sizes),
         kinds=table.column(schema.KIND).take(pa.array(at)).combine_chunks(),
+        exposures=Events.from_columns(shown_users, shown_items, rows.times[shown_at], weights[shown_at], *sizes),
+        exposure_kinds=table.column(schema.KIND).take(pa.array(shown_at)).combine_chunks(),
         parts=rows.part[at],
         user_ids=rows.user_ids.take(pa.array(user_codes)).to_pylist(),
         item_ids=rows.item_ids.take(pa.array(item_codes)).to_pylist(),
         timed=bool(table.column(schema.TIMESTAMP).null_count < table.num_rows),
         catalogue_rows=item_codes,
     )
+
+
+def _in_order(rows: _Rows, mask: BoolArray) -> IntArray:
+    """The rows under a mask by user and time; equal times keep the order of the input."""
+    at = places(mask)
+    return at[np.lexsort((rows.times[at], rows.users[at]))]
 
 
 def _reject_bad(table: pa.Table, rows: _Rows, rejected: Rejected) -> BoolArray:

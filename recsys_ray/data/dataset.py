@@ -75,6 +75,7 @@ class Dataset:
         user_ids: User ids and rows.
         fields: What each catalogue field is used for.
         events: All events.
+        exposures: What users were shown, in the same rows; none of it is among `events` or in a fold.
         folds: One for leave_one_out and given, `split.cuts` for global_time.
     """
 
@@ -84,6 +85,7 @@ class Dataset:
     user_ids: IdMap
     fields: Fields
     events: Events
+    exposures: Events
     folds: tuple[Fold, ...]
 
     @property
@@ -122,6 +124,7 @@ def load_dataset(artifact: Artifact, pictures: Path | None = None) -> Dataset:
         user_ids=user_ids,
         fields=Fields.load(artifact.file(schema.FIELDS_FILE)),
         events=events,
+        exposures=_read_events(artifact.file(schema.EXPOSURES_FILE), user_ids, item_ids),
         folds=tuple(fold_of(events, column.to_numpy()) for column in parts.columns),
     )
 

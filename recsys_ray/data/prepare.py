@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from recsys_ray.core import schema, validate
 from recsys_ray.core.derived import joined_text
 from recsys_ray.core.errors import ConfigError, DataError
+from recsys_ray.core.events import Events
 from recsys_ray.core.progress import say
 from recsys_ray.core.schema import Fields
 from recsys_ray.data.attributes import attribute_tokens, binned, fixed_vectors, standardised
@@ -243,17 +244,23 @@ def _write(
     folds: list[PartArray],
     rejected: Rejected,
 ) -> None:
-    events = clean.events
+    events = _event_table(clean, clean.events, clean.kinds)
+    exposures = _event_table(clean, clean.exposures, clean.exposure_kinds)
+    pq.write_table(items, directory / schema.ITEMS_FILE)
+    pq.write_table(users, directory / schema.USERS_FILE)
+    pq.write_table(events, directory / schema.EVENTS_FILE)
+    pq.write_table(exposures, directory / schema.EXPOSURES_FILE)
+    pq.write_table(pa.table({f"fold_{n}": part for n, part in enumerate(folds)}), directory / FOLDS_FILE)
+    pq.write_table(rejected.table(), directory / schema.REJECTED_FILE)
+    fields.save(directory / schema.FIELDS_FILE)
+
+
+def _event_table(clean: CleanEvents, events: Events, kinds: pa.Array) -> pa.Table:
     columns = [
         pa.DictionaryArray.from_arrays(pa.array(events.users), pa.array(clean.user_ids)).cast(pa.string()),
         pa.DictionaryArray.from_arrays(pa.array(events.items), pa.array(clean.item_ids)).cast(pa.string()),
         pa.array(events.timestamps),
-        clean.kinds,
+        kinds,
         pa.array(events.weights),
     ]
-    pq.write_table(items, directory / schema.ITEMS_FILE)
-    pq.write_table(users, directory / schema.USERS_FILE)
-    pq.write_table(pa.table(columns, schema.EVENTS), directory / schema.EVENTS_FILE)
-    pq.write_table(pa.table({f"fold_{n}": part for n, part in enumerate(folds)}), directory / FOLDS_FILE)
-    pq.write_table(rejected.table(), directory / schema.REJECTED_FILE)
-    fields.save(directory / schema.FIELDS_FILE)
+    return pa.table(columns, schema.EVENTS)

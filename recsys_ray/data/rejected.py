@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 from recsys_ray.core.arrays import IntArray
 from recsys_ray.core.errors import DataError
 from recsys_ray.core.schema import REJECTED
-from recsys_ray.core.validate import NO_EVENTS, OUTSIDE_CORE
+from recsys_ray.core.validate import NO_EVENTS, OUTSIDE_CORE, UNUSED_EXPOSURE
 
 _EXAMPLES = 3
 _VALUE_LENGTH = 200
 # What was filtered on request or is merely unused says nothing about the quality of the data.
-_NOT_BAD = (OUTSIDE_CORE, NO_EVENTS)
+_NOT_BAD = (OUTSIDE_CORE, NO_EVENTS, UNUSED_EXPOSURE)
 
 
 @dataclass

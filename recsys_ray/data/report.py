@@ -54,7 +54,18 @@ def write_report(prepared: Prepared, directory: Path) -> dict[str, Any]:
     counts = prepared.clean.events.item_counts()
     per_user = np.diff(prepared.clean.events.offsets)
     (directory / REPORT_HTML).write_text(render_page(figures, counts, per_user))
-    short = ("users", "items", "events", "protocol", "rows", "folds", "missing", "future_share", "warnings")
+    short = (
+        "users",
+        "items",
+        "events",
+        "exposures",
+        "protocol",
+        "rows",
+        "folds",
+        "missing",
+        "future_share",
+        "warnings",
+    )
     return {name: figures[name] for name in short}
 
 
@@ -65,6 +76,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "users": events.num_users,
         "items": events.num_items,
         "events": len(events),
+        "exposures": len(prepared.clean.exposures),
         "protocol": prepared.split.protocol,
         "density": len(events) / max(events.num_users * events.num_items, 1),
         "time": _time_span(events.timestamps) if events.has_real_time else None,

@@ -1,7 +1,7 @@
 """Where raw data comes from: the settings, the files behind them, and which file format each is."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -75,6 +75,8 @@ class DataConfig(Config):
         format: File format; auto decides by file name.
         delimiter: Column separator of CSV files; auto is a tab for .tsv and a comma otherwise.
         columns: Which source column plays which part.
+        exposures: Kinds of events that say only that a user was shown an item ("impression"). They are no events here:
+            no history, target, count, or item that was seen. `training.exposed_negatives` learns from them.
         lists: Text columns that hold several values, and the separator between them, e.g. {"genres": "|"}.
         timestamp_unit: Unit of numeric timestamps; ISO 8601 strings, dates and Arrow timestamps are parsed as such.
         text: Catalogue fields joined into the item's text; auto takes strings that rarely repeat.
@@ -100,6 +102,7 @@ class DataConfig(Config):
     format: Literal["auto", "parquet", "csv", "jsonl", "movielens", "recbole"] = "auto"
     delimiter: str = Field("auto", pattern="^(auto|.|\t)$")
     columns: Columns = Columns()
+    exposures: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     lists: dict[str, str] = Field(default_factory=dict)
     timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
     text: FieldNames = "auto"

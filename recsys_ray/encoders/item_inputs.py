@@ -19,6 +19,7 @@ from recsys_ray.core.schema import Fields
 from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs, ModalityInputs
 from recsys_ray.encoders.modality import ATTRIBUTES, ID, TEXT, Backbone, vectors_modality
+from recsys_ray.encoders.text import TextBackbone
 from recsys_ray.encoders.two_tower import vector_columns
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -111,6 +112,18 @@ def build_item_inputs(
     return ItemInputs(values, present)
 
 
+def token_words(items: pa.Table, backbone: TextBackbone) -> Tensor:
+    """(2, N, L) the word and the line of each token in the inputs of a trained backbone, see `TextBackbone.words`."""
+    pieces = pieces_of(items, TEXT)
+    rows = np.flatnonzero(pieces.present)
+    blocks = [(some, backbone.words([str(pieces.contents[row]) for row in some])) for some in _blocks(rows)]
+    width = max([backbone.blank()["input_ids"].shape[1], *(words.shape[2] for _, words in blocks)]) if blocks else 1
+    found = np.full((2, len(items), width), -1, np.int16)
+    for some, words in blocks:
+        found[:, some, : words.shape[2]] = words
+    return torch.from_numpy(found)
+
+
 def readable(pieces: Sequence[str], backbone: Backbone) -> BoolArray:
     """(n,) which pieces the backbone can preprocess; asked one by one, so only where a batch of them failed."""
     return np.array([_is_readable(piece, backbone) for piece in pieces], bool)
@@ -129,13 +142,16 @@ def _pieces(pieces: Pieces, backbone: Backbone) -> tuple[ModalityInputs, BoolArr
     rows = np.flatnonzero(pieces.present)
     present = np.zeros(len(pieces.contents), bool)
     blocks: list[tuple[IntArray, Arrays]] = []
-    for start in range(0, len(rows), _BLOCK):
-        some = rows[start : start + _BLOCK]
+    for some in _blocks(rows):
         good, arrays = _preprocess(some, [str(pieces.contents[row]) for row in some], backbone)
         present[good] = True
         blocks.append((good, arrays))
     merged = _merge(blocks, backbone.blank(), len(present))
     return {name: torch.from_numpy(array) for name, array in merged.items()}, present
+
+
+def _blocks(rows: IntArray) -> list[IntArray]:
+    return [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
 
 
 def _preprocess(rows: IntArray, contents: list[str], backbone: Backbone) -> tuple[IntArray, Arrays]:

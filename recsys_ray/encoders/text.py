@@ -74,16 +74,27 @@ class TextBackbone(nn.Module):
 
     def preprocess(self, pieces: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
         """Texts to "input_ids" and "attention_mask", (n, L) int64, padded to the longest."""
-        tokens = self.tokenizer(
-            list(pieces),
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="np",
-            return_token_type_ids=False,
-        )
+        tokens = self._tokens(pieces)
         return {name: np.asarray(tokens[name], np.int64) for name in ("input_ids", "attention_mask")}
+
+    def words(self, pieces: Sequence[str]) -> npt.NDArray[np.int16]:
+        """(2, n, L) the word and the line that each token of `preprocess` is a part of, from 0; -1 is neither.
+
+        Raises:
+            ConfigError: When the tokenizer does not know.
+        """
+        if not self.tokenizer.is_fast:
+            hint = "Its tokenizer does not tell which word a token is a part of."
+            raise ConfigError("model.text.drop_words, drop_fields", "above 0", "0 with this backbone", hint)
+        tokens = self._tokens(pieces)
+        found = np.full((2, *tokens["input_ids"].shape), -1, np.int16)
+        for row, piece in enumerate(pieces):
+            words = np.array([-1 if word is None else word for word in tokens.word_ids(row)])
+            starts = np.array([start for start, _ in tokens.encodings[row].offsets])
+            ends = np.array([place for place, letter in enumerate(piece) if letter == "\n"])
+            found[0, row] = words
+            found[1, row] = np.where(words < 0, -1, np.searchsorted(ends, starts))
+        return found
 
     def blank(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays of an empty text."""
@@ -121,6 +132,17 @@ class TextBackbone(nn.Module):
         unchanged = self._hash() == self.id
         facts = {"kind": "text", **self._settings()}
         write_checkpoint(directory, self.source if unchanged else None, (self.model, self.tokenizer), facts)
+
+    def _tokens(self, pieces: Sequence[str]) -> Any:
+        return self.tokenizer(
+            list(pieces),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="np",
+            return_token_type_ids=False,
+        )
 
     def _settings(self) -> dict[str, Any]:
         return {"pooling": self.pooling, "max_tokens": self.max_tokens, "precision": self.precision}

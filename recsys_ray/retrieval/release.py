@@ -32,6 +32,7 @@ from recsys_ray.retrieval.release_files import (
     load_encoders,
     load_release_channel,
     open_release,
+    read_settings,
     resolve_release,
 )
 from recsys_ray.retrieval.release_parts import FUSION_FILE, KIND, FrozenSpace, ReleaseParts, write_parts
@@ -98,12 +99,14 @@ class Release:
         retriever: Channels, encoders, fusion.
         catalogue: Items by row, with what changed since it was published.
         histories: What the release knows of users.
+        exposures: Kinds of events that say only what was shown.
     """
 
     artifact: Artifact
     retriever: Retriever
     catalogue: Catalogue
     histories: PublishedHistories
+    exposures: frozenset[str] = frozenset()
 
     @property
     def id(self) -> str:
@@ -368,6 +371,7 @@ def assemble(
         retriever=Retriever(channels, encoders, Fusion.load(artifact.file(FUSION_FILE))),
         catalogue=catalogue,
         histories=read_histories(artifact.file(HISTORIES_FILE), catalogue.item_ids),
+        exposures=frozenset(read_settings(artifact).get("exposures", ())),  # releases of before name none
     )
 
 

@@ -71,6 +71,7 @@ class ReleaseParts:
         backbones: Modality to a folder that a backbone's `save` wrote, where the towers do not bring it.
         settings: Of the run that made it, for people.
         query_text: The folder that `encoders.onnx_export.export_text` filled, None without.
+        exposures: Kinds of events that say only what was shown; live ones are no part of a history.
     """
 
     items: pa.Table
@@ -84,6 +85,7 @@ class ReleaseParts:
     backbones: Mapping[str, Path] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     query_text: Path | None = None
+    exposures: tuple[str, ...] = ()
 
 
 def write_parts(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
@@ -114,7 +116,12 @@ def write_parts(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
         link_or_copy(parts.query_text, directory / QUERY_TEXT)
     if parts.settings:
         (directory / SETTINGS_FILE).write_text(json.dumps(parts.settings, indent=1, default=str) + "\n")
-    settings = {"channels": names, "towers_space": parts.towers_space, "frozen": [asdict(one) for one in parts.frozen]}
+    settings = {
+        "channels": names,
+        "towers_space": parts.towers_space,
+        "frozen": [asdict(one) for one in parts.frozen],
+        "exposures": parts.exposures,
+    }
     (directory / RELEASE_FILE).write_text(json.dumps(settings, indent=1) + "\n")
     return {"items": parts.items.num_rows, "channels": names, "spaces": sorted(_known(parts))}
 

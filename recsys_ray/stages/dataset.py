@@ -9,7 +9,7 @@ from recsys_ray.data.prepare import input_files
 from recsys_ray.data.prepare import prepare as write_dataset
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 3
+VERSION = 4
 
 
 def prepare(work: Work) -> Data:

@@ -75,6 +75,7 @@ def _parts(work: Work, data: Data, features: Features, served: Fit, fusion: Fusi
         towers_space=None if towers is None else towers.space_id,
         frozen=frozen,
         settings=result_settings(work.config),
+        exposures=work.config.data.exposures,
         backbones={} if towers is not None else _saved_backbones(work, data, [one.modality for one in frozen], scratch),
     )
 

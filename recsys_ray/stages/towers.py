@@ -19,11 +19,13 @@ from recsys_ray.embedding.on_ray import Pool, embed_items_on_ray
 from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.encoders.config import TwoTowerConfig
 from recsys_ray.encoders.inputs import ItemInputs
-from recsys_ray.encoders.item_inputs import build_item_inputs
+from recsys_ray.encoders.item_inputs import build_item_inputs, token_words
+from recsys_ray.encoders.modality import TEXT
 from recsys_ray.encoders.two_tower import TwoTower, build, load_towers, read_space_id, save_towers, trained_backbones
 from recsys_ray.stages.features import Features, digest_backbones, frozen_configs
 from recsys_ray.stages.work import Data, Scope, Work
 from recsys_ray.training.data import TrainInput, Validation
+from recsys_ray.training.exposed import shown_at
 from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.on_ray import fit_on_ray
 from recsys_ray.training.progress import TrainResult
@@ -90,7 +92,9 @@ def begin(work: Work, data: Data, features: Features, scope: Scope) -> tuple[Two
     dims = {modality: table.vectors.shape[1] for modality, table in features.tables.items()}
     model = build(_suited(config.model, scope), data.dataset.fields, len(data.dataset.item_ids), dims)
     inputs = item_inputs(work, data, features, model, scope)
-    return model, TrainInput(inputs, scope.events, _validation(scope), data.user_tokens)
+    shown = shown_at(scope.events, data.dataset.exposures) if config.training.exposed_negatives else None
+    words = token_words(data.dataset.items, trained_backbones(model)[TEXT]) if _texts_change(model) else None
+    return model, TrainInput(inputs, scope.events, _validation(scope), data.user_tokens, shown, words)
 
 
 def embed(work: Work, data: Data, features: Features, towers: Artifact, scope: Scope) -> Towers:
@@ -145,6 +149,10 @@ def _embed(work: Work, towers: Artifact, model: TwoTower, inputs: ItemInputs) ->
     pool = Pool(settings.actors, settings.cpus, settings.gpus)
     scratch = Path(work.config.storage) / "scratch"
     return embed_items_on_ray(towers.path, model.config.width, inputs, scratch, settings.batch_size, pool)
+
+
+def _texts_change(model: TwoTower) -> bool:
+    return model.config.text is not None and model.config.text.augmented
 
 
 def _suited(model: TwoTowerConfig, scope: Scope) -> TwoTowerConfig:

@@ -1,7 +1,7 @@
 """From events to training steps: windows over histories, a reproducible order, and one rank's share of each step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.errors import TrainingError
 from recsys_ray.core.events import Events
+from recsys_ray.encoders.inputs import ItemInputs
 from recsys_ray.encoders.two_tower import TrainBatch
 from recsys_ray.training.alignment import Pairs, show_alone
+from recsys_ray.training.augment import Augmentation, look
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.negatives import Draw
@@ -60,10 +62,13 @@ class StepBatch:
         weights: Their event weights, None when all count the same.
         negative_rows: Catalogue rows of the negatives of all ranks.
         log_expected: Log of their expected counts.
+        own: Supervised positions of this rank, and which negatives stand for themselves at them.
+        own_weight: As how many items these count there.
         num_positions: Supervised positions of all ranks together.
         num_sequences: Sequences of all ranks together.
         pairs: What is aligned.
         prefixes: Lengths of vectors with a loss of their own, beside the whole.
+        views: What is seen of the pictures of the items, see `training.augment`; None where it is all.
     """
 
     inputs: TrainBatch
@@ -71,10 +76,17 @@ class StepBatch:
     weights: Float[Tensor, " P"] | None
     negative_rows: Int[Tensor, " n"]
     log_expected: Float[Tensor, " n"]
+    own: Int[Tensor, "2 k"]
+    own_weight: float
     num_positions: int
     num_sequences: int
     pairs: Pairs
     prefixes: tuple[int, ...] = ()
+    views: Float[Tensor, "m 4"] | None = None
+
+    def looked_at(self) -> "StepBatch":
+        """The same share with what is seen of its pictures; better made where the model is than sent there."""
+        return replace(self, inputs=replace(self.inputs, items=look(self.inputs.items, self.views)), views=None)
 
     def to(self, device: torch.device) -> "StepBatch":
         """The same share on a device."""
@@ -84,10 +96,13 @@ class StepBatch:
             None if self.weights is None else self.weights.to(device),
             self.negative_rows.to(device),
             self.log_expected.to(device),
+            self.own.to(device),
+            self.own_weight,
             self.num_positions,
             self.num_sequences,
             self.pairs.to(device),
             self.prefixes,
+            None if self.views is None else self.views.to(device),
         )
 
 
@@ -138,13 +153,22 @@ class BatchMaker:
         max_history: Items in a history.
         config: Batch size, event weights, seed, items at once, prefixes.
         place: (rank, world size).
+        augmentation: What is seen of the items; None is all.
     """
 
-    def __init__(self, data: TrainInput, max_history: int, config: TrainingConfig, place: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        data: TrainInput,
+        max_history: int,
+        config: TrainingConfig,
+        place: tuple[int, int],
+        augmentation: Augmentation | None = None,
+    ) -> None:
         self._data, self._max_history, self._batch_size = data, max_history, config.batch_size
         self._seed, (self._rank, self._world_size) = config.seed, place
         self._weights: FloatArray | None = data.train.weights if config.event_weights else None
         self._items_at_once, self._prefixes = config.items_at_once, config.matryoshka
+        self._own_weight, self._augmentation = config.exposed_weight, augmentation
 
     def epoch(self, epoch: int) -> "Epoch":
         """The steps of one epoch, the same for the same seed and epoch.
@@ -161,8 +185,8 @@ class BatchMaker:
             )
         return Epoch(windows, batches)
 
-    def make(self, windows: Windows, draw: Draw, pairs: Pairs) -> StepBatch:
-        """This rank's share of the global batch made of these windows."""
+    def make(self, windows: Windows, draw: Draw, pairs: Pairs, epoch: int = 0) -> StepBatch:
+        """This rank's share of the global batch made of these windows, as items look in an epoch (from 0)."""
         mine = windows.take(np.arange(self._rank, len(windows), self._world_size))
         history, targets, places = pad_windows(self._data.train, mine)
         negatives = draw.slice_of(self._rank, self._world_size)
@@ -171,7 +195,8 @@ class BatchMaker:
             np.concatenate([history[history >= 0], target_rows, negatives]), return_inverse=True
         )
         num_history, num_targets = int((history >= 0).sum()), len(target_rows)
-        items = self._data.inputs.take(torch.cat([torch.from_numpy(rows), pairs.rows, pairs.rows]))
+        taken = torch.cat([torch.from_numpy(rows), pairs.rows, pairs.rows])
+        items, views = self._seen(taken, epoch)
         inputs = TrainBatch(
             items=show_alone(items, len(pairs.rows)),
             history=torch.from_numpy(_refill(history, positions[:num_history])),
@@ -187,11 +212,20 @@ class BatchMaker:
             weights=None if self._weights is None else torch.from_numpy(self._weights[places]),
             negative_rows=torch.from_numpy(draw.rows),
             log_expected=torch.from_numpy(draw.log_expected),
+            own=_own_positions(draw.own, places),
+            own_weight=self._own_weight,
             num_positions=int(windows.lengths.sum()),
             num_sequences=len(windows),
             pairs=pairs,
             prefixes=self._prefixes,
+            views=views,
         )
+
+    def _seen(self, rows: Int[Tensor, " m"], epoch: int) -> tuple[ItemInputs, Float[Tensor, "m 4"] | None]:
+        items = self._data.inputs.take(rows)
+        if self._augmentation is None:
+            return items, None
+        return self._augmentation.texts(items, rows, epoch), self._augmentation.views(rows, epoch)
 
 
 @dataclass(frozen=True)
@@ -227,6 +261,14 @@ def pad_windows(events: Events, windows: Windows) -> tuple[IntArray, IntArray, I
     known = supervised & (places > windows.firsts[:, None])
     history = np.where(known, events.items[np.maximum(places - 1, 0)], -1)
     return history, targets, places[supervised]
+
+
+def _own_positions(own: IntArray, places: IntArray) -> Int[Tensor, "2 k"]:
+    """A draw's own negatives at the positions that are among these (P,) places, numbered as they stand there."""
+    order = np.argsort(places)
+    found = order[np.searchsorted(places, own[0], sorter=order).clip(max=len(places) - 1)]
+    here = places[found] == own[0]
+    return torch.from_numpy(np.stack([found[here], own[1, here]]))
 
 
 def _refill(rows: IntArray, positions: IntArray) -> IntArray:

@@ -9,6 +9,7 @@ from recsys_ray.encoders.config import Precision
 
 EngineName = Literal["plain", "deepspeed"]
 AVERAGE = 0.995
+BATCHES_AHEAD = 2
 SPARSE_ABOVE = 100_000
 
 
@@ -39,6 +40,9 @@ class TrainingConfig(Config):
             ones stand for the others alone. 0 mines none.
         hard_margin: What has a cosine above this to one of the user's latest items is no hard negative: another edition
             of what was chosen.
+        exposed_negatives: So many of the items that the users of a step were shown (`data.exposures`) before what they
+            chose then, and never chose, join its negatives at most, each for that one position alone. 0 takes none.
+        exposed_weight: As how many items one of them counts there.
         max_history: A sequence is cut into windows of so many events; null takes what the user tower reads.
         matryoshka: Lengths of prefixes of the vectors that are to be good vectors too: each has its own loss, and the
             loss is the mean over them and the whole (Kusupati et al. 2022, arXiv:2205.13147). `index.dim` cuts to one.
@@ -51,6 +55,8 @@ class TrainingConfig(Config):
         universal_checkpoints: Let another number of workers go on from a checkpoint of ZeRO: its shards are then put
             together, once, by DeepSpeed's universal format.
         checkpoint_steps: Keep a checkpoint within an epoch too, every so many steps; null keeps one an epoch.
+        batches_ahead: So many batches are made in a thread while the device is busy with this one, to the same result.
+            "auto" is 2 with a GPU, and 0 without, where the thread would take a core beside `cpus`.
         sparse_tables: Embedding tables (ids, attributes) of more rows than this are updated row by row, so that a step
             costs what the rows in it cost, with the result of AdamW over the whole table. "auto" is 100,000 with the
             plain engine and none with DeepSpeed, which shards whole tables; null is none.
@@ -81,6 +87,8 @@ class TrainingConfig(Config):
     negatives_popularity: float | None = Field(None, ge=0, le=1)
     hard_negatives: int = Field(0, ge=0)
     hard_margin: float = Field(0.95, gt=0, le=1)
+    exposed_negatives: int = Field(0, ge=0)
+    exposed_weight: float = Field(10.0, gt=0)
     max_history: int | None = Field(None, ge=1)
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = ()
     alignment: float = Field(0.0, ge=0)
@@ -90,6 +98,7 @@ class TrainingConfig(Config):
     universal_checkpoints: bool = execution(False)
     items_at_once: int | None = execution(None, ge=1)
     checkpoint_steps: int | None = execution(None, ge=1)
+    batches_ahead: Annotated[int, Field(ge=0)] | Literal["auto"] = execution("auto")
     sparse_tables: int | Literal["auto"] | None = execution("auto")
     average: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = "auto"
     seed: int = Field(0, ge=0)
@@ -107,6 +116,13 @@ class TrainingConfig(Config):
         return self.average
 
     @property
+    def waiting(self) -> int:
+        """The batches that `batches_ahead` comes to."""
+        if self.batches_ahead == "auto":
+            return BATCHES_AHEAD if self.gpus else 0
+        return self.batches_ahead
+
+    @property
     def sparse_above(self) -> int | None:
         """The rows that `sparse_tables` comes to."""
         if self.sparse_tables == "auto":
@@ -119,16 +135,23 @@ class TrainingConfig(Config):
             raise ValueError(f'negatives of at least 1 or "all", not {self.negatives}')
         if self.negatives == "all" and self.negatives_popularity is not None:
             raise ValueError('negatives_popularity null when negatives is "all": nothing is drawn')
-        if self.negatives == "all" and self.hard_negatives:
-            raise ValueError('hard_negatives 0 when negatives is "all": every item is one already')
-        if 0 < self.hard_negatives < self.batch_size:
-            raise ValueError(f"hard_negatives of 0, or at least batch_size = {self.batch_size}: one for each sequence")
         if self.engine == "plain" and self.zero_stage:
             raise ValueError(f'zero_stage 0 with engine "plain", not {self.zero_stage}; sharding needs "deepspeed"')
         if self.engine == "deepspeed" and not self.workers:
             raise ValueError('workers of at least 1 with engine "deepspeed": it runs inside Ray Train workers')
         if self.engine == "deepspeed" and isinstance(self.average, float):
             raise ValueError('average auto or null with engine "deepspeed": its weights are sharded')
+        return self
+
+    @model_validator(mode="after")
+    def _further_negatives_are_further(self) -> "TrainingConfig":
+        for name in ("hard_negatives", "exposed_negatives"):
+            if 0 < getattr(self, name) < self.batch_size:
+                raise ValueError(f"{name} of 0, or at least batch_size = {self.batch_size}: one for each sequence")
+        if self.negatives == "all" and self.hard_negatives:
+            raise ValueError('hard_negatives 0 when negatives is "all": every item is one already')
+        if self.negatives == "all" and self.exposed_negatives and self.exposed_weight == 1:
+            raise ValueError('exposed_weight other than 1 when negatives is "all": each counts once already')
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from recsys_ray.encoders.inputs import ItemInputs
 
 _TENSORS = "items.safetensors"
 _ARRAYS = "arrays.npz"
+_WORDS = "words"  # among the tensors
 _SHAPE = "shape.json"
 _EVENTS = ("offsets", "items", "timestamps", "weights")
 
@@ -52,12 +53,17 @@ class TrainInput:
         train: The events to learn from; all of them count for popularity and logQ.
         validation: None when there is nothing to hold out, as in the fit on all events.
         user_tokens: (U, T) attribute tokens of the users, or None.
+        shown: (E) item rows that were shown before each event of `train`, see `training.exposed`; None where they are
+            not learned from.
+        words: (2, N, L) the word and the line of each token of the texts; None where texts are not augmented.
     """
 
     inputs: ItemInputs
     train: Events
     validation: Validation | None = None
     user_tokens: IntArray | None = None
+    shown: Ragged | None = None
+    words: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != self.train.num_items:
@@ -82,10 +88,14 @@ def save_input(directory: Path, data: TrainInput) -> None:
         for key, tensor in inner.items():
             tensors[f"values/{len(names)}"] = tensor.contiguous()
             names.append([name, key])
+    if data.words is not None:
+        tensors[_WORDS] = data.words
     save_file(tensors, directory / _TENSORS)
     arrays = {f"train_{key}": getattr(data.train, key) for key in _EVENTS}
     if data.user_tokens is not None:
         arrays["user_tokens"] = data.user_tokens
+    if data.shown is not None:
+        arrays["shown_values"], arrays["shown_offsets"] = data.shown.values, data.shown.offsets
     if data.validation is not None:
         arrays["validation_users"] = data.validation.users
         for key in ("history", "exclude", "items"):
@@ -109,7 +119,9 @@ def load_input(directory: Path) -> TrainInput:
         offsets, items, timestamps, weights = (arrays[f"train_{key}"] for key in _EVENTS)
         train = Events(offsets, items, timestamps, weights, shape["num_items"])
         user_tokens = arrays.get("user_tokens")
-        return TrainInput(ItemInputs(values, present), train, _load_validation(arrays), user_tokens)
+        shown = Ragged(arrays["shown_values"], arrays["shown_offsets"]) if "shown_values" in arrays else None
+        inputs, words = ItemInputs(values, present), tensors.get(_WORDS)
+        return TrainInput(inputs, train, _load_validation(arrays), user_tokens, shown, words)
 
 
 def _load_validation(arrays: np.lib.npyio.NpzFile) -> Validation | None:

@@ -3,20 +3,28 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import cast
+
+from torch import Tensor
 
 from recsys_ray.core.errors import ConfigError
 from recsys_ray.core.progress import say
 from recsys_ray.encoders.two_tower import TwoTower
+from recsys_ray.training.ahead import ahead
 from recsys_ray.training.alignment import PairSampler
+from recsys_ray.training.augment import Augmentation
 from recsys_ray.training.backbones import merged
-from recsys_ray.training.batches import BatchMaker, Windows, steps_per_epoch
+from recsys_ray.training.batches import BatchMaker, StepBatch, Windows, steps_per_epoch
 from recsys_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import Engine
+from recsys_ray.training.exposed import ExposedNegatives
 from recsys_ray.training.hard import add_mined, mine
 from recsys_ray.training.negatives import NegativeSampler
 from recsys_ray.training.optimizer import learning_rate_factor
@@ -148,12 +156,16 @@ class _Run:
         self._temperature = model.config.temperature
         history = history_length(config, model)
         require_prefixes(config, model)
-        self._maker = BatchMaker(data, history, config, place)
+        augmentation = Augmentation(model.config, data.words, config.seed)
+        self._maker = BatchMaker(data, history, config, place, augmentation)
         popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
         self._sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
         if self._sampler.draws_all and config.hard_negatives:
             allowed = f"0: all {data.train.num_items:,} items are negatives already, by training.negatives"
             raise ConfigError("training.hard_negatives", config.hard_negatives, allowed)
+        if self._sampler.draws_all and config.exposed_negatives and config.exposed_weight == 1:
+            raise ConfigError("training.exposed_weight", 1.0, "more or less than 1: all items are negatives, once each")
+        self._exposed = ExposedNegatives(data.shown, config)
         self._pairs = PairSampler(data.inputs, config, place)
         self._steps_per_epoch = steps_per_epoch(data.train, history, config.batch_size)
         self._validation = (
@@ -169,17 +181,21 @@ class _Run:
     def epoch(self, progress: Progress) -> EpochRecord:
         """Train one epoch, or what is left of it, then validate."""
         epoch = self._maker.epoch(progress.epochs)
-        spoke = time.perf_counter()
-        for windows in epoch.after(progress.cut.steps):
-            self._step(windows, progress)
-            cut = progress.cut
-            if time.perf_counter() - spoke > SAY_EVERY_S:
-                spoke = time.perf_counter()
-                loss = cut.loss / cut.steps
-                self.say(f"epoch {progress.epochs + 1}: step {cut.steps} of {len(epoch)}, loss {loss:.4f}")
-            every = self._config.checkpoint_steps
-            if every is not None and cut.steps % every == 0 and cut.steps < len(epoch):
-                self.keep_checkpoint(progress, None)
+        make = partial(self._batch, epoch=progress.epochs, mined=progress.mined)
+        steps = zip(count(progress.step), epoch.after(progress.cut.steps))
+        began = spoke = time.perf_counter()
+        with closing(ahead(make, steps, self._config.waiting)) as batches:
+            for batch in batches:
+                self._step(batch, progress, began)
+                cut = progress.cut
+                if time.perf_counter() - spoke > SAY_EVERY_S:
+                    spoke = time.perf_counter()
+                    loss = cut.loss / cut.steps
+                    self.say(f"epoch {progress.epochs + 1}: step {cut.steps} of {len(epoch)}, loss {loss:.4f}")
+                every = self._config.checkpoint_steps
+                if every is not None and cut.steps % every == 0 and cut.steps < len(epoch):
+                    self.keep_checkpoint(progress, None)
+                began = time.perf_counter()
         cut, progress.cut = progress.cut, Cut()
         speed = cut.sequences / cut.seconds
         return EpochRecord(progress.epochs + 1, cut.loss / cut.steps, speed, self._look(progress))
@@ -226,11 +242,16 @@ class _Run:
                 progress.mined = mine(model, items, self._data, self._config, place)
             return {} if self._validation is None else validate(model, items, self._data, self._validation, place)
 
-    def _step(self, windows: Windows, progress: Progress) -> None:
-        """One step, counted."""
-        began, step, cut = time.perf_counter(), progress.step, progress.cut
-        draw = add_mined(self._sampler.draw(step), progress.mined, windows.users)
-        batch = self._maker.make(windows, draw, self._pairs.draw(step))
+    def _batch(self, numbered: tuple[int, Windows], epoch: int, mined: Tensor) -> StepBatch:
+        """This rank's share of a step: nothing but its arguments and the run's settings decide it."""
+        step, windows = numbered
+        draw = add_mined(self._sampler.draw(step), mined, windows.users)
+        draw = self._exposed.add(draw, windows, step)
+        return self._maker.make(windows, draw, self._pairs.draw(step), epoch)
+
+    def _step(self, batch: StepBatch, progress: Progress, began: float) -> None:
+        """One step, counted with the wait for its batch."""
+        step, cut = progress.step, progress.cut
         loss = train_step(self._engine, batch, self._temperature, step, self._learning_rate(step))
         seconds = cut.seconds + time.perf_counter() - began
         progress.step += 1

@@ -1,5 +1,7 @@
 """Sampled softmax over shared negatives, with logQ correction and without accidental hits, in bounded memory."""
 
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,13 +14,30 @@ MIN_POSITIONS = 32
 """But so many positions at once at least: past 32,768 negatives, reading those again and again would cost more."""
 
 
+@dataclass(frozen=True)
+class Negatives:
+    """The shared negatives of all ranks.
+
+    Attributes:
+        vectors: Of each.
+        rows: Their catalogue rows; a row may come several times.
+        log_expected: log E of each, see `recsys_ray.training.negatives`; infinite where it counts in `own` alone.
+        own: (position, negative) pairs in which a negative stands for its row itself, whatever else holds that row.
+        own_weight: As how many items it counts there.
+    """
+
+    vectors: Float[Tensor, "n D"]
+    rows: Int[Tensor, " n"]
+    log_expected: Float[Tensor, " n"]
+    own: Int[Tensor, "2 k"] = field(default_factory=lambda: torch.zeros((2, 0), dtype=torch.int64))
+    own_weight: float = 1.0
+
+
 def sampled_softmax(
     queries: Float[Tensor, "P D"],
     targets: Float[Tensor, "P D"],
     target_rows: Int[Tensor, " P"],
-    negatives: Float[Tensor, "n D"],
-    negative_rows: Int[Tensor, " n"],
-    log_expected: Float[Tensor, " n"],
+    negatives: Negatives,
     scale: tuple[float, Float[Tensor, " P"] | None] = (1.0, None),
 ) -> Float[Tensor, ""]:
     r"""Sum over positions of the weighted cross-entropy of the target against itself and the negatives.
@@ -35,6 +54,9 @@ def sampled_softmax(
     itself are accidental hits and are left out. With every item as a negative once and `log_expected` 0 it is the
     full softmax.
 
+    Where a negative is a position's own, other negatives of its row are left out there in the same way, and it counts
+    as :math:`w \, e^{s(i)}`: a stratum that is taken whole, beside the drawn ones for the others (Cochran 1977, 5.1).
+
     Gradients are made chunk by chunk in the forward pass, so that no (P, n) array ever exists; under autocast the
     products are in the autocast type and everything from the logits on in fp32. It cannot be differentiated twice.
 
@@ -42,9 +64,7 @@ def sampled_softmax(
         queries: Query vectors at the supervised positions.
         targets: The vectors of the items that came next.
         target_rows: Their catalogue rows.
-        negatives: Vectors of the shared negatives of all ranks.
-        negative_rows: Their catalogue rows; a row may come several times.
-        log_expected: log E of each negative, see `recsys_ray.training.negatives`.
+        negatives: What they are compared with.
         scale: The temperature, and a weight for each position (None: all 1).
 
     Returns:
@@ -52,15 +72,24 @@ def sampled_softmax(
     """
     temperature, weights = scale
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
-        temperature, weights, queries, targets, negatives, target_rows, negative_rows, log_expected
+        (temperature, math.log(negatives.own_weight)),
+        weights,
+        queries,
+        targets,
+        negatives.vectors,
+        target_rows,
+        negatives.rows,
+        negatives.log_expected,
+        negatives.own,
     )
     return loss
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, temperature: float, weights: Tensor | None, *tensors: Tensor) -> Tensor:
-        queries, targets, negatives, target_rows, negative_rows, log_expected = tensors
+    def forward(ctx: Any, scale: tuple[float, float], weights: Tensor | None, *tensors: Tensor) -> Tensor:
+        queries, targets, negatives, target_rows, negative_rows, log_expected, own = tensors
+        temperature, log_weight = scale
         device = queries.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else queries.dtype
         with torch.autocast(device, enabled=False):
@@ -69,7 +98,7 @@ class _SampledSoftmax(torch.autograd.Function):
                 targets.to(dtype),
                 negatives.to(dtype),
                 log_expected.float(),
-                _Hits(target_rows, negative_rows),
+                _Hits(target_rows, negative_rows, own, log_weight),
                 1.0 / temperature,
             )
             ctx.needed = any(ctx.needs_input_grad[2:5])
@@ -82,24 +111,56 @@ class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (upstream,) = grad_outputs
-        return (None, None, *(grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors), None, None, None)
+        return (None, None, *(grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors), None, None, None, None)
 
 
 class _Hits:
-    """Which (position, negative) pairs are accidental hits, as index pairs ordered by position."""
+    """What the logits of some (position, negative) pairs become.
 
-    def __init__(self, target_rows: Tensor, negative_rows: Tensor) -> None:
-        rows, order = negative_rows.sort()
-        low = torch.searchsorted(rows, target_rows)
-        counts = torch.searchsorted(rows, target_rows, right=True) - low
-        self._starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        self._positions = torch.repeat_interleave(torch.arange(len(target_rows), device=rows.device), counts)
-        within = torch.arange(len(self._positions), device=rows.device) - self._starts[self._positions]
-        self._negatives = order[low[self._positions] + within]
+    Negatives that are the position's target, or of a row of its own, are left out; its own are then put in their place.
+    """
+
+    def __init__(self, target_rows: Tensor, negative_rows: Tensor, own: Tensor, log_weight: float) -> None:
+        count, self._log_weight = len(target_rows), log_weight
+        positions = torch.arange(count, device=target_rows.device)
+        rows = torch.cat([target_rows, negative_rows[own[1]]])
+        self._out = _Pairs(_all_of(torch.cat([positions, own[0]]), rows, negative_rows), count)
+        self._own = _Pairs(own, count)
+
+    def corrected(self, logits: Tensor, log_expected: Tensor | None, start: int) -> Tensor:
+        """In place, (C, n) logits of the positions from `start` on."""
+        end = start + len(logits)
+        own = self._own.between(start, end)
+        raw = logits[own]
+        if log_expected is not None:
+            logits.sub_(log_expected)
+        logits[self._out.between(start, end)] = -torch.inf
+        logits[own] = raw + self._log_weight
+        return logits
+
+
+class _Pairs:
+    """(2, m) index pairs of a position and a negative, found by position."""
+
+    def __init__(self, pairs: Tensor, num_positions: int) -> None:
+        self._positions, order = pairs[0].sort(stable=True)
+        self._negatives = pairs[1][order]
+        self._starts = torch.searchsorted(self._positions, torch.arange(num_positions + 1, device=pairs.device))
 
     def between(self, start: int, end: int) -> tuple[Tensor, Tensor]:
-        low, high = int(self._starts[start]), int(self._starts[end])
+        """Those of the positions start … end - 1, counted from the first of them."""
+        low, high = (0, 0) if not len(self._positions) else (int(self._starts[start]), int(self._starts[end]))
         return self._positions[low:high] - start, self._negatives[low:high]
+
+
+def _all_of(positions: Tensor, rows: Tensor, negative_rows: Tensor) -> Tensor:
+    """(2, m) each position with every negative of its row."""
+    ordered, order = negative_rows.sort()
+    low = torch.searchsorted(ordered, rows)
+    counts = torch.searchsorted(ordered, rows, right=True) - low
+    entry = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
+    within = torch.arange(len(entry), device=rows.device) - (counts.cumsum(0) - counts)[entry]
+    return torch.stack([positions[entry], order[low[entry] + within]])
 
 
 class _Chunks:
@@ -142,9 +203,7 @@ class _Chunks:
         """
         queries = self._queries[start:end]
         logits = torch.matmul((queries.float() * self._scale).to(queries.dtype), self._negatives.T).float()
-        if self._corrected:
-            logits.sub_(self._log_expected)
-        logits[self._hits.between(start, end)] = -torch.inf
+        logits = self._hits.corrected(logits, self._log_expected if self._corrected else None, start)
         # Row by row product in fp32: the positive is one number a row, so it may as well be exact.
         positive = (queries.float() * self._targets[start:end].float()).sum(1, keepdim=True) * self._scale
         top = torch.maximum(logits.amax(1, keepdim=True), positive) if logits.shape[1] else positive

@@ -1,6 +1,6 @@
 """Negatives that all ranks share: one draw for everybody, encoded in slices, brought together with their gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +20,15 @@ class Draw:
 
     Attributes:
         rows: (n,) catalogue rows; a row may come several times.
-        log_expected: (n,) log of how often the draw is expected to hold that row.
+        log_expected: (n,) log of how often the draw is expected to hold that row; infinite for rows that are there for
+            some positions alone.
+        own: (2, k) those positions, as places in `Events.items` of what is predicted there, and which of the n rows
+            stands for itself at them.
     """
 
     rows: IntArray
     log_expected: FloatArray
+    own: IntArray = field(default_factory=lambda: np.zeros((2, 0), np.int64))
 
     def slice_of(self, rank: int, world_size: int) -> IntArray:
         """The rows that this rank encodes."""

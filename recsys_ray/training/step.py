@@ -10,7 +10,7 @@ from recsys_ray.core.errors import TrainingError
 from recsys_ray.training.alignment import alignment_loss
 from recsys_ray.training.batches import StepBatch
 from recsys_ray.training.engine import Engine
-from recsys_ray.training.loss import sampled_softmax
+from recsys_ray.training.loss import Negatives, sampled_softmax
 from recsys_ray.training.negatives import gather_with_gradient
 
 
@@ -30,8 +30,9 @@ def train_step(engine: Engine, batch: StepBatch, temperature: float, step: int, 
     Raises:
         TrainingError: On every rank, before the update, when the loss is not finite.
     """
+    batch = batch.to(engine.device).looked_at()
     with engine.precision():
-        loss = local_loss(engine, batch.to(engine.device), temperature)
+        loss = local_loss(engine, batch, temperature)
     whole = global_sum(loss.detach())
     if not torch.isfinite(whole):
         raise TrainingError(
@@ -67,8 +68,8 @@ def local_loss(engine: Engine, batch: StepBatch, temperature: float) -> Float[Te
 def _softmax(batch: StepBatch, vectors: tuple[Tensor, ...], temperature: float) -> Float[Tensor, ""]:
     """The loss of queries, their targets and the negatives of all ranks."""
     queries, targets, negatives = vectors
-    positives, drawn = (queries, targets, batch.target_rows), (negatives, batch.negative_rows, batch.log_expected)
-    return sampled_softmax(*positives, *drawn, scale=(temperature, batch.weights))
+    shared = Negatives(negatives, batch.negative_rows, batch.log_expected, batch.own, batch.own_weight)
+    return sampled_softmax(queries, targets, batch.target_rows, shared, (temperature, batch.weights))
 
 
 def global_sum(value: Tensor) -> Tensor:

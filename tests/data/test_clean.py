@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_ray.core import validate
-from recsys_ray.core.errors import DataError
+from recsys_ray.core.config import override
+from recsys_ray.core.errors import ConfigError, DataError
 from recsys_ray.data.clean import clean_events
 from recsys_ray.data.event_log import read_events
 from recsys_ray.data.rejected import Rejected
@@ -73,6 +76,55 @@ def test_against_a_plain_loop(tmp_path_factory, rows, user_core, item_core):
     assert len(set(lines)) == len(lines)
     used = {row[1] for row in expected}
     assert clean.item_ids == [item for item in catalogue if not item_core or item in used]
+
+
+SHOWN = st.tuples(
+    st.sampled_from(["u1", "u2", "u3", None]),
+    st.sampled_from(["a", "b", "c", "x"]),
+    st.integers(0, 3),
+    st.sampled_from(["view", "buy", "shown", "teased"]),
+)
+
+
+@given(rows=st.lists(SHOWN, min_size=1, max_size=25), core=st.integers(0, 3), known=st.booleans())
+def test_exposures_change_nothing_but_themselves(tmp_path_factory, rows, core, known):
+    """The events are those of the log without exposures; kept are the exposures of their users and items."""
+    folder, catalogue = tmp_path_factory.mktemp("clean"), ["c", "b", "a", "never"] if known else None
+    rows = [*rows, ("u1", "a", 0, "shown"), ("u1", "a", 5, "teased"), ("u4", "b", 1, "buy")]
+    config = override(LOOSE, {"min_user_events": core, "min_item_events": core})
+    naming = override(config, {"exposures": ["shown", "teased"]})
+    events = [row for row in rows if row[3] not in naming.exposures]
+    clean, rejected = cleaned(folder / "e.parquet", rows, catalogue, naming)
+    alone, _ = cleaned(folder / "alone.parquet", events, catalogue, config)
+    assert sorted(as_rows(clean)) == sorted(as_rows(alone))
+    assert sorted(clean.item_ids) == sorted(alone.item_ids)
+    assert sorted(clean.user_ids) == sorted(alone.user_ids)
+    users, items = {row[0] for row in as_rows(clean)}, {row[1] for row in as_rows(clean)}
+    expected = {row for row in rows if row[3] in naming.exposures and row[0] in users and row[1] in items}
+    assert sorted(as_rows(replace(clean, events=clean.exposures, kinds=clean.exposure_kinds))) == sorted(expected)
+    assert len(rows) == len(clean.events) + len(clean.exposures) + rejected.table().num_rows
+
+
+def test_exposures_of_held_out_files_are_not_kept(tmp_path):
+    rows = [("u", "a", 1, "buy"), ("u", "b", 2, "buy"), ("u", "b", 3, "shown")]
+    parts = {
+        part: parsed(tmp_path / f"{part}.parquet", [(*row[:2], row[2] + 10 * part, row[3]) for row in rows])
+        for part in (TRAIN, VALIDATION, TEST)
+    }
+    rejected = Rejected()
+    clean = clean_events(parts, ["a", "b"], DataConfig(exposures=("shown",), max_rejected_fraction=0.0), rejected)
+    assert clean.exposures.timestamps.tolist() == [3_000_000]
+    assert len(clean.events) == 6
+    assert {row["source"] for row in rejected.table().to_pylist()} == {"validation_events", "test_events"}
+
+
+def test_an_exposure_that_no_event_is_of_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.exposures: got 'shwon'; allowed: buy, shown"):
+        cleaned(
+            tmp_path / "e.parquet",
+            [("u", "a", 1, "buy"), ("u", "a", 1, "shown")],
+            config=DataConfig(exposures=("shown", "shwon")),
+        )
 
 
 def test_reasons_and_lines(tmp_path):

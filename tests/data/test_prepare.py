@@ -358,3 +358,42 @@ def test_folds_that_do_not_fit_the_events_are_refused(publish, synthetic):
     pq.write_table(pa.table({"fold_0": np.zeros(3, np.int8)}), artifact.path / "folds.parquet")
     with pytest.raises(ArtifactError, match="3 fold entries for 2400 events"):
         load_dataset(artifact)
+
+
+@pytest.mark.parametrize(
+    "split", [SplitConfig(), SplitConfig(protocol="global_time", cuts=2), SplitConfig(cold_items=0.2)]
+)
+def test_with_exposures_named_a_dataset_is_that_of_the_log_without_them(publish, synthetic, tmp_path, split):
+    """Folds, histories, counts, catalogue: nothing that is fitted, evaluated or served reads anything but these."""
+    events = pq.read_table(synthetic.events)
+    rng = np.random.default_rng(3)
+    some = events.take(pa.array(rng.integers(0, len(events), 3000)))
+    other = pa.array(rng.choice(events.column("item_id").to_pylist(), len(some)))
+    some = some.set_column(1, "item_id", other).set_column(3, "kind", pa.array(["impression"] * len(some)))
+    log = pa.concat_tables([events, some])
+    pq.write_table(log.take(pa.array(rng.permutation(len(log)))), tmp_path / "log.parquet")
+    naming = override(synthetic, {"events": str(tmp_path / "log.parquet"), "exposures": ["impression"]})
+    both, alone = load_dataset(publish(naming, split)), load_dataset(publish(synthetic, split))
+    order = [both.user_ids.row(user) for user in alone.user_ids.ids]  # users stand as they first appear
+
+    def check(one, other):
+        for place, user in enumerate(order):
+            np.testing.assert_array_equal(one.histories[user], other.histories[place])
+
+    assert len(both.exposures) > 2000
+    assert len(alone.exposures) == 0
+    assert both.item_ids.ids == alone.item_ids.ids
+    assert both.fields.tokens == alone.fields.tokens
+    check(both.events, alone.events)
+    for one, other in zip(both.folds, alone.folds, strict=True):
+        check(one.train, other.train)
+        check(one.train_validation, other.train_validation)
+        for part in ("validation", "test"):
+            mine, theirs = getattr(one, part), getattr(other, part)
+            by_user = {user: place for place, user in enumerate(mine.users)}
+            assert len(mine) == len(theirs)
+            for place, user in enumerate(theirs.users):
+                at = by_user[order[user]]
+                np.testing.assert_array_equal(mine.history[at], theirs.history[place])
+                np.testing.assert_array_equal(mine.exclude[at], theirs.exclude[place])
+                np.testing.assert_array_equal(mine.items[at], theirs.items[place])

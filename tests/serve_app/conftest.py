@@ -114,6 +114,7 @@ def _parts(dataset: Dataset, root: Path, seed: int = 0) -> ReleaseParts:
         histories=histories,
         towers=towers,
         towers_space=space,
+        exposures=("impression",),
     )
 
 

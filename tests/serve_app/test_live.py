@@ -76,6 +76,19 @@ def test_live_events_answer_as_the_same_history_would(two: list[Any], release: R
     assert recommend(two[1], user_id="u5") == recommend(two[1], history=expected)
 
 
+def test_what_was_only_shown_is_no_history(two: list[Any]) -> None:
+    before = recommend(two[1], user_id="u8")
+    shown = [{"user_id": user, "item_id": before[0], "kind": "impression"} for user in ("u8", "never heard of")]
+    answer = EventsAnswer.model_validate(two[0].post("/v1/events", {"events": shown}).json())
+    assert (answer.accepted, answer.exposures, answer.unknown_items) == (0, 2, [])
+    assert recommend(two[1], user_id="u8") == before
+    assert two[1].post("/v1/recommend", {"user_id": "never heard of"}).status_code == 404
+    mixed = [*shown, {"user_id": "u8", "item_id": before[0], "kind": "purchase"}]
+    answer = EventsAnswer.model_validate(two[0].post("/v1/events", {"events": mixed}).json())
+    assert (answer.accepted, answer.exposures) == (1, 2)
+    assert before[0] not in recommend(two[1], user_id="u8")
+
+
 def test_an_erased_user_is_unknown_to_every_replica(two: list[Any]) -> None:
     two[0].post("/v1/events", {"events": [{"user_id": "u6", "item_id": "i1"}]})
     ErasedAnswer.model_validate(two[0].request("DELETE", "/v1/users/u6").json())

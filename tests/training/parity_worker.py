@@ -1,12 +1,12 @@
 """One worker of the parity tests: a few steps at a global batch that does not depend on the number of workers.
 
 Run as ``python parity_worker.py RANK WORLD_SIZE PORT OUT CASE...``; a case is "plain", "deaf" (a gather without its
-gradient), "aligned" (texts and pictures drawn together), "aligneddeaf", "alignedzero3", "strided" (weights that do not
-lie row by row, as those of convolutions), "sparse" (AdamW over tables updated row by row), "bf16", "zero0" ... "zero3",
-"bf16zero2", "offload2" (the optimizer's share on the CPU), "adam0" ... "adam3", which keep a checkpoint of AdamW's
-state, "resume2", "resume3": two epochs under ZeRO in one go, and cut after the first one and gone on from its
-checkpoint; "cut1" ... "cut3", "cut2bf16": the same without dropout, cut for another number of workers; or "goon1" ...:
-going on where the other number, of 1 and 2, was cut.
+gradient), "exposed" (what users were shown is among the negatives), "exposedzero3", "aligned" (texts and pictures drawn
+together), "aligneddeaf", "alignedzero3", "strided" (weights that do not lie row by row, as those of convolutions),
+"sparse" (AdamW over tables updated row by row), "bf16", "zero0" ... "zero3", "bf16zero2", "offload2" (the optimizer's
+share on the CPU), "adam0" ... "adam3", which keep a checkpoint of AdamW's state, "resume2", "resume3": two epochs under
+ZeRO in one go, and cut after the first one and gone on from its checkpoint; "cut1" ... "cut3", "cut2bf16": the same
+without dropout, cut for another number of workers; or "goon1" ...: going on where the other number, of 1 and 2, was cut.
 """
 
 import os
@@ -34,6 +34,7 @@ from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.deepspeed_engine import DeepSpeedEngine, Zero
 from recsys_ray.training.engine import Engine, PlainEngine
+from recsys_ray.training.exposed import ExposedNegatives, shown_at
 from recsys_ray.training.fit import run_rank
 from recsys_ray.training.loop import Hooks
 from recsys_ray.training.negatives import NegativeSampler
@@ -74,6 +75,14 @@ def small_data(content: bool = False, num_items: int = NUM_ITEMS) -> TrainInput:
     return TrainInput(ItemInputs(values, present), events)
 
 
+def small_exposures(count: int = 500) -> Events:
+    """What the users of `small_data` were shown between their events, some of it at the same time as these."""
+    generator = np.random.default_rng(9)
+    users, items = generator.integers(0, 30, count), generator.integers(0, NUM_ITEMS, count)
+    times = 10 * users + generator.integers(-3, 12, count)
+    return Events.from_columns(users, items, times, np.ones(count, np.float32), 30, NUM_ITEMS)
+
+
 def build_engine(case: str) -> Engine:
     model = small_towers(case.startswith("aligned"))
     precision = "bf16" if case.startswith("bf16") else "fp32"
@@ -84,7 +93,7 @@ def build_engine(case: str) -> Engine:
     if case == "sparse":
         sparse = tables_above(model, 0, 0.0)
         return PlainEngine(model, lambda module: build_adamw(module, 0.01, 0.0, tuple(sparse)), sparse=sparse)
-    if case in ("plain", "deaf", "bf16", "aligned", "aligneddeaf"):
+    if case in ("plain", "deaf", "bf16", "exposed", "aligned", "aligneddeaf"):
         return PlainEngine(model, lambda module: torch.optim.SGD(module.parameters(), LEARNING_RATE), precision)
     stage = int(case[-1])
     if case.startswith("adam"):
@@ -118,7 +127,9 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
         deaf_module = alignment_module if case.startswith("aligned") else step_module
         deaf_module.gather_with_gradient = lambda local, count: whole(local.detach(), count)
     data, engine = small_data(case.startswith("aligned")), Recorded(build_engine(case))
-    maker = BatchMaker(data, 8, TrainingConfig(batch_size=10), (rank, world_size))
+    config = TrainingConfig.parse({"batch_size": 10, "exposed_negatives": 25 if case.startswith("exposed") else 0})
+    exposed = ExposedNegatives(shown_at(data.train, small_exposures()), config)
+    maker = BatchMaker(data, 8, config, (rank, world_size))
     # An odd number of negatives: the slices of two ranks are unequal.
     sampler = NegativeSampler(data.train.item_counts(), 15, 0.5, 0)
     # As many pairs as make the slices of two ranks unequal.
@@ -126,9 +137,10 @@ def run(case: str, rank: int, world_size: int, out: Path) -> None:
     pairs = PairSampler(data.inputs, TrainingConfig.parse(weights), (rank, world_size))
     batches = [windows for epoch in range(3) for windows in maker.epoch(epoch)][:STEPS]
     rate = 0.01 if case == "sparse" else LEARNING_RATE
+    draws = [exposed.add(sampler.draw(step), windows, step) for step, windows in enumerate(batches)]
     losses = [
-        train_step(engine, maker.make(windows, sampler.draw(step), pairs.draw(step)), 0.2, step, rate)
-        for step, windows in enumerate(batches)
+        train_step(engine, maker.make(windows, draw, pairs.draw(step)), 0.2, step, rate)
+        for step, (windows, draw) in enumerate(zip(batches, draws, strict=True))
     ]
     whole_model = engine.engine.weights()
     if case.startswith("adam"):

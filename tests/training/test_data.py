@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.errors import DataError
 from recsys_ray.core.events import Events
 from recsys_ray.encoders.inputs import ItemInputs
@@ -28,11 +29,21 @@ def test_what_is_saved_comes_back(data: TrainInput, tmp_path: Path) -> None:
     assert torch.equal(back.inputs.present["vectors:a b/c"], present["vectors:a b/c"])
 
 
+def test_what_was_shown_comes_back(data: TrainInput, tmp_path: Path) -> None:
+    shown = Ragged.of([range(place % 3) for place in range(len(data.train))])
+    save_input(tmp_path, replace(data, shown=shown))
+    back = load_input(tmp_path).shown
+    assert back is not None
+    np.testing.assert_array_equal(back.values, shown.values)
+    np.testing.assert_array_equal(back.offsets, shown.offsets)
+
+
 def test_without_validation_and_tokens(data: TrainInput, tmp_path: Path) -> None:
     save_input(tmp_path, replace(data, validation=None))
     back = load_input(tmp_path)
     assert back.validation is None
     assert back.user_tokens is None
+    assert back.shown is None
     assert back.tokens_of(np.array([1])) is None
 
 

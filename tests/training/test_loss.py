@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys_ray.training import loss as loss_module
-from recsys_ray.training.loss import sampled_softmax
+from recsys_ray.training.loss import Negatives, sampled_softmax
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -30,7 +30,9 @@ def test_with_the_whole_catalogue_it_is_the_full_softmax() -> None:
 
     full = (F.cross_entropy(queries @ items.T / 0.1, rows, reduction="none") * weights).sum()
     expected = torch.autograd.grad(full, [queries, items])
-    ours = sampled_softmax(queries, items[rows], rows, items, torch.arange(30), torch.zeros(30), (0.1, weights))
+    ours = sampled_softmax(
+        queries, items[rows], rows, Negatives(items, torch.arange(30), torch.zeros(30)), (0.1, weights)
+    )
     found = torch.autograd.grad(ours, [queries, items])
 
     torch.testing.assert_close(ours, full)
@@ -48,7 +50,9 @@ def test_gradients_agree_with_finite_differences() -> None:
         return reference(q, t, rows, n, negative_rows, log_expected, 0.3, weights)
 
     step, inputs = 1e-6, (queries, targets, negatives)
-    ours = sampled_softmax(queries, targets, rows, negatives, negative_rows, log_expected.float(), (0.3, weights))
+    ours = sampled_softmax(
+        queries, targets, rows, Negatives(negatives, negative_rows, log_expected.float()), (0.3, weights)
+    )
     gradients = torch.autograd.grad(ours, inputs)
     for position, gradient in enumerate(gradients):
         for place in [(0, 0), (2, 3), (4, 1)]:
@@ -76,7 +80,7 @@ def test_accidental_hits_do_not_count() -> None:
     queries, target = unit(1, 4), unit(1, 4, seed=1)
     negatives = torch.cat([target, target])
     ours = sampled_softmax(
-        queries, target, torch.tensor([6]), negatives, torch.tensor([6, 6]), torch.zeros(2), (0.1, None)
+        queries, target, torch.tensor([6]), Negatives(negatives, torch.tensor([6, 6]), torch.zeros(2)), (0.1, None)
     )
     assert ours.item() == 0.0
 
@@ -87,7 +91,9 @@ def test_the_sampled_denominator_estimates_the_full_one_without_bias() -> None:
     draws = 20_000
     rows = torch.from_numpy(np.random.default_rng(1).choice(50, draws, p=probabilities))
     log_expected = torch.from_numpy(np.log(draws * probabilities)).float()[rows]
-    ours = sampled_softmax(query, items[[3]], torch.tensor([3]), items[rows], rows, log_expected, (0.5, None))
+    ours = sampled_softmax(
+        query, items[[3]], torch.tensor([3]), Negatives(items[rows], rows, log_expected), (0.5, None)
+    )
     full = F.cross_entropy(query @ items.T / 0.5, torch.tensor([3]))
     assert ours.item() == pytest.approx(full.item(), abs=0.03)
 
@@ -95,7 +101,7 @@ def test_the_sampled_denominator_estimates_the_full_one_without_bias() -> None:
 def test_under_autocast_the_loss_stays_fp32_and_close() -> None:
     queries, items = unit(40, 32).requires_grad_(), unit(200, 32, seed=1)
     rows = torch.randint(200, (40,))
-    arguments = (queries, items[rows], rows, items, torch.arange(200), torch.zeros(200), (0.05, None))
+    arguments = (queries, items[rows], rows, Negatives(items, torch.arange(200), torch.zeros(200)), (0.05, None))
     exact = sampled_softmax(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
         rough = sampled_softmax(*arguments)
@@ -112,9 +118,7 @@ def test_logits_of_any_size_do_not_overflow() -> None:
         vectors,
         vectors,
         torch.arange(3),
-        unit(5, 4, seed=2),
-        torch.arange(5) + 9,
-        torch.full((5,), -200.0),
+        Negatives(unit(5, 4, seed=2), torch.arange(5) + 9, torch.full((5,), -200.0)),
         (1e-3, None),
     )
     assert math.isfinite(ours.item())
@@ -123,7 +127,7 @@ def test_logits_of_any_size_do_not_overflow() -> None:
 def test_without_gradient_only_the_loss_is_made() -> None:
     with torch.no_grad():
         ours = sampled_softmax(
-            unit(3, 4), unit(3, 4), torch.arange(3), unit(5, 4), torch.arange(5), torch.zeros(5), (1.0, None)
+            unit(3, 4), unit(3, 4), torch.arange(3), Negatives(unit(5, 4), torch.arange(5), torch.zeros(5)), (1.0, None)
         )
     assert not ours.requires_grad
 
@@ -131,6 +135,6 @@ def test_without_gradient_only_the_loss_is_made() -> None:
 def test_no_position_costs_nothing() -> None:
     nothing = torch.zeros(0, 4, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
-    ours = sampled_softmax(nothing, nothing, none, unit(5, 4), torch.arange(5), torch.zeros(5), (1.0, None))
+    ours = sampled_softmax(nothing, nothing, none, Negatives(unit(5, 4), torch.arange(5), torch.zeros(5)), (1.0, None))
     ours.backward()
     assert ours.item() == 0.0

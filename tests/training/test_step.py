@@ -17,7 +17,21 @@ ZERO = ("zero0", "zero1", "zero2", "zero3")
 ADAM = ("adam0", "adam1", "adam2", "adam3")
 ALIGNED = ("aligned", "aligneddeaf", "alignedzero3")
 RESUMED = ("resume2", "resume3")
-TWO_WORKERS = ("plain", "deaf", *ALIGNED, "strided", "sparse", "bf16", *ZERO, "offload2", *ADAM, "bf16zero2", *RESUMED)
+EXPOSED = ("exposed", "exposedzero3")
+TWO_WORKERS = (
+    "plain",
+    "deaf",
+    *ALIGNED,
+    *EXPOSED,
+    "strided",
+    "sparse",
+    "bf16",
+    *ZERO,
+    "offload2",
+    *ADAM,
+    "bf16zero2",
+    *RESUMED,
+)
 Read = Callable[[str], dict[str, np.ndarray]]
 
 
@@ -30,7 +44,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     runs = [
-        (0, 1, ("plain", "aligned", "sparse")),
+        (0, 1, ("plain", "exposed", "aligned", "sparse")),
         *((rank, 2, TWO_WORKERS) for rank in range(2)),
     ]
     processes = [
@@ -94,6 +108,14 @@ def test_pairs_are_aligned_over_all_workers(read: Read) -> None:
     assert largest(one["gradient"], two["gradient"]) < 1e-5
     assert abs(one["losses"][0] - deaf["losses"][0]) < 1e-5
     assert largest(one["gradient"], deaf["gradient"]) > 1e-3
+
+
+@pytest.mark.parametrize("case", EXPOSED)
+def test_what_one_worker_s_users_were_shown_is_encoded_by_all(read: Read, case: str) -> None:
+    one, two = read("exposed_1"), read(f"{case}_2")
+    assert largest(one["losses"], read("plain_1")["losses"]) > 1e-2
+    assert largest(one["losses"], two["losses"]) < 1e-5
+    assert largest(one["weights"], two["weights"]) < 1e-5
 
 
 @pytest.mark.parametrize("case", [*ZERO, "offload2"])

@@ -11,10 +11,12 @@ from torch.optim import SGD, Optimizer
 from recsys_ray.core.config import override
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.alignment import PairSampler
+from recsys_ray.training.augment import Augmentation
 from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput
 from recsys_ray.training.engine import Engine
+from recsys_ray.training.exposed import ExposedNegatives
 from recsys_ray.training.fit import build_engine
 from recsys_ray.training.loop import POPULARITY, history_length
 from recsys_ray.training.negatives import NegativeSampler
@@ -62,14 +64,17 @@ def trace(
     norm = _GradientNorm(config)
     trained = norm.build_engine(model)
     _without_dropout(trained)
-    maker = BatchMaker(data, history_length(config, model), config, place)
+    augmentation = Augmentation(model.config, data.words, config.seed)
+    maker = BatchMaker(data, history_length(config, model), config, place, augmentation)
     popularity = POPULARITY if config.negatives_popularity is None else config.negatives_popularity
     sampler = NegativeSampler(data.train.item_counts(), config.negatives, popularity, config.seed)
+    exposed = ExposedNegatives(data.shown, config)
     pairs = PairSampler(data.inputs, config, place)
-    batches = (windows for epoch in count() for windows in maker.epoch(epoch))
+    batches = ((epoch, windows) for epoch in count() for windows in maker.epoch(epoch))
     losses, norms = [], []
-    for step, windows in enumerate(islice(batches, steps)):
-        batch = maker.make(windows, sampler.draw(step), pairs.draw(step))
+    for step, (epoch, windows) in enumerate(islice(batches, steps)):
+        draw = exposed.add(sampler.draw(step), windows, step)
+        batch = maker.make(windows, draw, pairs.draw(step), epoch)
         losses.append(train_step(trained, batch, model.config.temperature, step, config.learning_rate))
         norms.append(norm.take())
     return Curve(engine, place[1], tuple(losses), tuple(norms))
