@@ -6,7 +6,7 @@ together), "aligneddeaf", "alignedzero3", "strided" (weights that do not lie row
 "sparse" (AdamW over tables updated row by row), "bf16", "zero0" ... "zero3", "bf16zero2", "offload2" (the optimizer's
 share on the CPU), "adam0" ... "adam3", which keep a checkpoint of AdamW's state, "resume2", "resume3": two epochs under
 ZeRO in one go, and cut after the first one and gone on from its checkpoint; "cut1" ... "cut3", "cut2bf16": the same
-without dropout, cut for another number of workers; or "goon1" ...: going on where the other number, of 1 and 2, was cut.
+without dropout, cut for another number of workers; or "goon1" ...: going on where the other number was cut.
 """
 
 import os
