@@ -47,19 +47,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (0, 1, ("plain", "exposed", "aligned", "sparse")),
         *((rank, 2, TWO_WORKERS) for rank in range(2)),
     ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(world), str(port), str(directory), *cases],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, world, cases in runs
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output[-4000:]
+    logs = [directory / f"{rank}_of_{world}.log" for rank, world, _ in runs]  # a pipe may be full before it is read
+    processes = []
+    for (rank, world, cases), log in zip(runs, logs, strict=True):
+        command = [sys.executable, str(WORKER), str(rank), str(world), str(port), str(directory), *cases]
+        with log.open("w") as file:
+            processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+    for process, log in zip(processes, logs, strict=True):
+        assert process.wait(timeout=240) == 0, log.read_text()[-4000:]
     return directory
 
 
