@@ -49,6 +49,7 @@ def convert(checkpoint: Path, to: Path) -> None:
 def restore_buffers(checkpoint: Path, module: nn.Module) -> None:
     """Put back the buffers, such as the statistics of batch norms: the universal format leaves them out."""
     states = min(checkpoint.glob("*model_states.pt"))  # the ranks' own are not told apart
+    # Pickled objects of DeepSpeed stand beside the weights; `load_checkpoint` has just unpickled the same file.
     state = torch.load(states, map_location="cpu", weights_only=False, mmap=True)["module"]
     for name, buffer in module.named_buffers():
         if name in state:

@@ -181,14 +181,24 @@ def test_a_replica_killed_in_the_middle_of_a_swap_costs_no_read_and_comes_back_o
     wait_until(lambda: app.all_answer_with(ONE))
     with Load(f"{app.address}/v1/recommend", offline, CLIENTS) as load:
         for release in (OTHER, ONE):
-            point_at(app.folder, release)
-            killed: list[int] = []
-            wait_until(lambda: killed.append(app.loading() or 0) or any(killed))  # noqa: B023 (called at once)
-            os.kill(max(killed), signal.SIGKILL)
-            wait_until(lambda: app.all_answer_with(release))  # noqa: B023
-            replicas = [one["live"]["replica"] for one in app.status()]
-            assert not any(replica.endswith(f":{max(killed)}") for replica in replicas)
+            kill_one_that_loads(app, release, wait_until)
     assert load.wrong == []
+
+
+def kill_one_that_loads(app: App, release: str, wait_until: Wait) -> None:
+    """Activate a release, kill a replica while it loads it, and wait until all answer with it again."""
+    point_at(app.folder, release)
+    met: list[int | None] = []
+
+    def loads() -> bool:
+        met.append(app.loading())
+        return met[-1] is not None
+
+    wait_until(loads)
+    assert met[-1] is not None
+    os.kill(met[-1], signal.SIGKILL)
+    wait_until(lambda: app.all_answer_with(release))
+    assert not any(one["live"]["replica"].endswith(f":{met[-1]}") for one in app.status())
 
 
 def resident_bytes(pid: int) -> int:

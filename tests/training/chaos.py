@@ -111,7 +111,7 @@ def stopped_while_uploading(out: Path) -> list[int]:
 
 def _signal(processes: list[int], number: signal.Signals) -> None:
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended: the run is over, which the caller sees
             os.kill(process, number)
 
 

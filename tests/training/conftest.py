@@ -1,5 +1,6 @@
 """Small towers and events; shapes and types of every tensor in training are checked while its tests run."""
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,9 @@ from recsys_ray.core.arrays import Ragged
 from recsys_ray.encoders.two_tower import TwoTower
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput, Validation
+from recsys_ray.training.fit import run_rank
+from recsys_ray.training.loop import Hooks
+from recsys_ray.training.progress import EpochRecord, TrainResult
 
 
 def _module(name: str) -> ModuleType:
@@ -73,3 +77,21 @@ def settings() -> Callable[..., TrainingConfig]:
         "patience": None,
     }
     return lambda **changes: TrainingConfig.parse({**defaults, **changes})
+
+
+@pytest.fixture(scope="session")
+def cut_within_an_epoch() -> Callable[[TwoTower, TrainInput, TrainingConfig, Path], TrainResult]:
+    """A run that goes on from the last checkpoint but one, which `checkpoint_steps` puts inside an epoch."""
+
+    def cut(model: TwoTower, data: TrainInput, config: TrainingConfig, folder: Path) -> TrainResult:
+        kept: list[Path] = []
+
+        def keep(_: EpochRecord | None, write: Callable[[Path], None]) -> None:
+            kept.append(folder / str(len(kept)))
+            kept[-1].mkdir()
+            write(kept[-1])
+
+        run_rank(copy.deepcopy(model), data, config, (0, 1), Hooks(keep=keep))
+        return run_rank(copy.deepcopy(model), data, config, (0, 1), Hooks(resume=kept[-2]))
+
+    return cut

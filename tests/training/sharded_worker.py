@@ -59,6 +59,7 @@ def peak_memory() -> int:
 
 def run(case: str, place: tuple[int, int], folder: Path) -> None:
     name, _, way = case.rpartition("-")
+    # As Ray sends it to its workers; the test that starts this process wrote the file.
     handed: Handover = pickle.loads((folder / f"{name}.pickle").read_bytes())
     config = TrainingConfig.parse(json.loads((folder / f"{name}.json").read_text()))
     data, live, before = load_input(folder / "input"), Live(), peak_memory()

@@ -25,13 +25,13 @@ from recsys_ray.training.augment import Augmentation, look, uniform
 from recsys_ray.training.batches import BatchMaker, StepBatch
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput, load_input, save_input
-from recsys_ray.training.fit import fit_in_process, run_rank
-from recsys_ray.training.loop import Hooks
+from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.negatives import NegativeSampler
-from recsys_ray.training.progress import EpochRecord
+from recsys_ray.training.progress import TrainResult
 
 pytestmark = pytest.mark.slow
 
+Cut = Callable[[TwoTower, TrainInput, TrainingConfig, Path], TrainResult]
 Settings = Callable[..., TrainingConfig]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "shoe", "coat", "warm", "old", "##ish", "new"]
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -210,7 +210,7 @@ def test_an_item_looks_alike_on_any_number_of_workers_and_anew_each_epoch(
 
 
 def test_a_run_that_was_cut_sees_what_it_would_have_seen(
-    seen: TrainInput, model: TwoTower, settings: Settings, tmp_path: Path
+    seen: TrainInput, model: TwoTower, settings: Settings, tmp_path: Path, cut_within_an_epoch: Cut
 ) -> None:
     config = settings(checkpoint_steps=2, epochs=2)
     undisturbed = fit_in_process(copy.deepcopy(model), seen, config)
@@ -219,15 +219,7 @@ def test_a_run_that_was_cut_sees_what_it_would_have_seen(
     )
     whole = copy.deepcopy(TwoTower(plain, model.spec, model.item_tower, model.user_tower))
     assert fit_in_process(whole, seen, config).records[0].loss != undisturbed.records[0].loss
-    kept: list[Path] = []
-
-    def keep(_: EpochRecord | None, write: Callable[[Path], None]) -> None:
-        kept.append(tmp_path / str(len(kept)))
-        kept[-1].mkdir()
-        write(kept[-1])
-
-    run_rank(copy.deepcopy(model), seen, config, (0, 1), Hooks(keep=keep))
-    resumed = run_rank(copy.deepcopy(model), seen, config, (0, 1), Hooks(resume=kept[-2]))  # within an epoch
+    resumed = cut_within_an_epoch(model, seen, config, tmp_path)
     assert [record.loss for record in resumed.records] == [record.loss for record in undisturbed.records]
     assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in undisturbed.weights.items())
 

@@ -27,12 +27,12 @@ from recsys_ray.training.batches import BatchMaker
 from recsys_ray.training.config import TrainingConfig
 from recsys_ray.training.data import TrainInput, Validation
 from recsys_ray.training.exposed import ExposedNegatives, shown_at
-from recsys_ray.training.fit import fit_in_process, run_rank
-from recsys_ray.training.loop import Hooks
+from recsys_ray.training.fit import fit_in_process
 from recsys_ray.training.loss import Negatives, sampled_softmax
 from recsys_ray.training.negatives import Draw, NegativeSampler
-from recsys_ray.training.progress import EpochRecord
+from recsys_ray.training.progress import TrainResult
 
+Cut = Callable[[TwoTower, TrainInput, TrainingConfig, Path], TrainResult]
 Settings = Callable[..., TrainingConfig]
 USERS, ITEMS = 4, 6
 ROWS = st.lists(st.tuples(st.integers(0, USERS - 1), st.integers(0, ITEMS - 1), st.integers(0, 9)), max_size=30)
@@ -162,6 +162,7 @@ def formula(queries: Tensor, targets: Tensor, negatives: Tensor, weight: float) 
 @pytest.mark.parametrize("weight", [1.0, 4.0])
 @pytest.mark.parametrize("chunk", [1, 2, 32])
 def test_the_loss_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch, chunk: int, weight: float) -> None:
+    # Sizes, not behaviour: chunks as a large catalogue brings them, that cut between the positions with their own.
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(loss_module, "MIN_POSITIONS", chunk)
     inputs = [unit(size, 4, seed=seed).double().requires_grad_() for seed, size in enumerate((5, 5, 7))]
@@ -199,21 +200,13 @@ def test_with_weight_one_the_full_softmax_is_estimated_without_bias() -> None:
 
 
 def test_a_run_that_was_cut_goes_on_alike(
-    towers: TwoTower, exposed: TrainInput, settings: Settings, tmp_path: Path
+    towers: TwoTower, exposed: TrainInput, settings: Settings, tmp_path: Path, cut_within_an_epoch: Cut
 ) -> None:
     config = settings(exposed_negatives=20, hard_negatives=10, checkpoint_steps=2, epochs=2)
     undisturbed = fit_in_process(copy.deepcopy(towers), exposed, config)
     without = fit_in_process(copy.deepcopy(towers), exposed, settings(hard_negatives=10, epochs=2))
     assert undisturbed.records[0].loss > without.records[0].loss
-    kept: list[Path] = []
-
-    def keep(_: EpochRecord | None, write: Callable[[Path], None]) -> None:
-        kept.append(tmp_path / str(len(kept)))
-        kept[-1].mkdir()
-        write(kept[-1])
-
-    run_rank(copy.deepcopy(towers), exposed, config, (0, 1), Hooks(keep=keep))
-    resumed = run_rank(copy.deepcopy(towers), exposed, config, (0, 1), Hooks(resume=kept[-2]))  # within an epoch
+    resumed = cut_within_an_epoch(towers, exposed, config, tmp_path)
     assert [record.loss for record in resumed.records] == [record.loss for record in undisturbed.records]
     assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in undisturbed.weights.items())
 

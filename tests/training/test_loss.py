@@ -17,6 +17,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(params=[32, 3])
 def _chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sizes, not behaviour: the chunks that a large catalogue would bring, on one that is checked in milliseconds.
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(loss_module, "MIN_POSITIONS", request.param)
 

@@ -207,7 +207,7 @@ def served(release: Path, text: str) -> list[str]:
 
 def test_workers_get_the_towers_without_the_whole_of_their_weights(model: TwoTower, tmp_path: Path) -> None:
     """What travels is an outline; parameters come out of a file one by one, in the memory layout they had."""
-    sent = pickle.dumps(hand_over(model, tmp_path))
+    sent = pickle.dumps(hand_over(model, tmp_path))  # as Ray sends it to its workers
     handed = pickle.loads(sent)
     assert all(parameter.is_meta for parameter in handed.outline.parameters())
     seen: list[int] = []
