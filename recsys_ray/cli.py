@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -24,6 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# Of click, or of the copy of click that newer typers bring along and do not export.
+_UsageError: Any = typer.BadParameter.__base__
 
 Preset = Annotated[str, typer.Option(help="A named run: see `recsys-ray presets`.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings, over the preset's.")]
@@ -45,10 +47,10 @@ def main() -> None:
     except RecsysError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
         code = 2
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show()
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         Console(stderr=True).print("stopped; finished stages are kept, the same command goes on from there")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -94,6 +94,22 @@ def test_user_errors_have_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("run", "--until", "fit"), "No such option: --until"),
+        (("compare",), "Missing argument"),
+        (("serve", "--port", "70000"), "Invalid value for '--port'"),
+        (("runn",), "No such command 'runn'"),
+    ],
+)
+def test_a_mistyped_command_line_has_no_traceback(arguments, error):
+    done = failing(*arguments)
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_missing_events_name_the_setting(tmp_path):
     assert "data.events" in refusal("prepare", "--storage", str(tmp_path))
 
