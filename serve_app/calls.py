@@ -30,22 +30,24 @@ def in_process(function: Callable[P, T], threads: int = 1) -> Callable[Concatena
     costs about a tenth of one. The running mean of the function's own time decides; the first call goes to a thread.
     The threads are the function's own: one that hangs takes no other's. One is enough for what computes: stages and
     requests overlap all the same, and more of them take the interpreter from the event loop, which has to answer those
-    that are refused. What waits for another machine takes more.
+    that are refused. Its own time is the processor's: by the clock, stages that wait for each other's interpreter in
+    threads would each look long, and stay there. What waits for another machine takes more threads, and the clock.
 
     The call raises TimeoutError, and the function is not run, when its turn comes after its time.
     """
     mean_s = 1.0
+    clock = time.thread_time if threads == 1 else time.perf_counter
     pool = ThreadPoolExecutor(threads, thread_name_prefix="stage")
 
     def timed(due: float, *args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal mean_s
-        start = time.perf_counter()
-        if start > due:
+        if time.perf_counter() > due:
             raise TimeoutError
+        start = clock()
         try:
             return function(*args, **kwargs)
         finally:
-            mean_s += _SMOOTHING * (min(time.perf_counter() - start, 1.0) - mean_s)
+            mean_s += _SMOOTHING * (min(clock() - start, 1.0) - mean_s)
 
     async def call(timeout_s: float, /, *args: P.args, **kwargs: P.kwargs) -> T:
         due = time.perf_counter() + timeout_s

@@ -93,6 +93,9 @@ def run(
         raise ConfigError("port", port, f"a port of {host} that nothing listens on", "0 takes a free one.")
     resolve_release(config.release)
     settings = _switch_ingress(ingress)
+    # Ray lets its workers step back behind every other process (nice 15); of a cluster that answers people, they are
+    # what the machine is there for. A cluster that is joined settled this when it was started.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     connection = connect()
     try:
         _start_serve(host, port, settings)

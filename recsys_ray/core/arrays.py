@@ -43,7 +43,8 @@ class Ragged:
     @property
     def lengths(self) -> IntArray:
         """Length of each row, (B,)."""
-        return np.diff(self.offsets)
+        lengths: IntArray = self.offsets[1:] - self.offsets[:-1]
+        return lengths
 
     @property
     def row_of_value(self) -> IntArray:
@@ -62,6 +63,8 @@ class Ragged:
 
     def last(self, count: int) -> "Ragged":
         """The last `count` values of each row."""
+        if len(self.values) <= count:
+            return self
         kept = np.minimum(self.lengths, count)
         return self._slices(self.offsets[1:] - kept, kept)
 

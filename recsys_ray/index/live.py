@@ -58,10 +58,13 @@ class Present:
             return Allowed(subsets, allowed.choice)
         return Allowed((*subsets, self.subset), np.where(allowed.choice < 0, len(subsets), allowed.choice))
 
+    def covers(self, rows: Ragged) -> bool:
+        """Whether all listed rows are among the first n."""
+        return not len(rows.values) or bool(rows.values.max() < self.num_rows)
+
     def listed(self, rows: Ragged) -> Ragged:
         """The listed rows that are among the first n, whether they hold or not."""
-        inside = rows.values < self.num_rows
-        return rows if inside.all() else rows.where(inside)
+        return rows if self.covers(rows) else rows.where(rows.values < self.num_rows)
 
     def _narrow(self, subset: Subset) -> Subset:
         known = self._narrowed.get(subset)

@@ -16,12 +16,11 @@ from recsys_ray.retrieval.query import Queries
 
 def restricted(queries: Queries, present: Present) -> Queries:
     """The questions as a channel over the first rows reads them; histories may name items that are gone."""
-    return replace(
-        queries,
-        history=present.listed(queries.history),
-        exclude=present.listed(queries.exclude),
-        allowed=present.allowed(queries.allowed, len(queries)),
-    )
+    allowed = present.allowed(queries.allowed, len(queries))
+    if allowed is queries.allowed and present.covers(queries.history) and present.covers(queries.exclude):
+        return queries
+    history, exclude = present.listed(queries.history), present.listed(queries.exclude)
+    return replace(queries, history=history, exclude=exclude, allowed=allowed)
 
 
 @dataclass(frozen=True, eq=False)

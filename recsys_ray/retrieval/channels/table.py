@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
 from recsys_ray.core.errors import ArtifactError
+from recsys_ray.index.live import places_of
 from recsys_ray.retrieval.candidates import Candidates, concatenate, top_k
 from recsys_ray.retrieval.query import Queries
 
@@ -71,7 +72,7 @@ class Table:
         return cls(indptr, rows.indices.astype(np.int32), rows.data.astype(np.float32), rows.shape[1])
 
     def matrix(self) -> sp.csr_matrix:
-        """As a scipy matrix."""
+        """As a scipy matrix; its checks read all of it."""
         return sp.csr_matrix((self.data, self.indices, self.indptr), (len(self.indptr) - 1, self.num_columns))
 
     def save(self, directory: Path) -> None:
@@ -142,15 +143,24 @@ class Table:
         found.rows[:] = np.where(found.rows >= 0, touched[found.rows] if len(touched) else -1, -1)
         return found
 
+    def rows(self, wanted: IntArray) -> sp.csr_matrix:
+        """(len(wanted), N) some of the rows, in the given order, without looking at any other."""
+        places, lengths = self._places(wanted)
+        offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+        return sp.csr_matrix((self.data[places], self.indices[places], offsets), (len(wanted), self.num_columns))
+
     def _entries(self, rows: SparseRows) -> tuple[IntArray, Values]:
         """All table entries that the queries read: column, and coefficient times value."""
-        wanted = rows.columns.values
+        places, lengths = self._places(rows.columns.values)
+        return self.indices[places], self.data[places] * np.repeat(rows.values.astype(np.float64), lengths)
+
+    def _places(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
+        """Where the entries of some rows lie, end to end, and how many each row has."""
         starts = self.indptr[wanted]
         lengths = self.indptr[wanted + 1] - starts
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
-        places = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
-        return self.indices[places], self.data[places] * np.repeat(rows.values.astype(np.float64), lengths)
+        return np.arange(total) + np.repeat(starts - (ends - lengths), lengths), lengths
 
 
 def decayed(history: Ragged, decay: float, last: int) -> SparseRows:
@@ -175,8 +185,10 @@ def evidence(queries: Queries, scores: FloatArray) -> FloatArray:
 
 
 def may_come_back(rows: IntArray, queries: Queries) -> BoolArray:
-    """(len(rows),) which of the rows the only query lets come back."""
-    allowed = np.isin(rows, queries.exclude.values, invert=True)
+    """(len(rows),) which of some rising rows the only query lets come back."""
+    allowed = np.ones(len(rows), np.bool_)
+    excluded = places_of(rows, queries.exclude.values)
+    allowed[excluded[excluded >= 0]] = False
     subset = None if queries.allowed is None else queries.allowed.of(0)
     return allowed if subset is None else allowed & subset.mask[rows]
 

@@ -70,10 +70,9 @@ class TfIdf:
 
     def of_items(self, rows: SparseRows) -> SparseRows:
         """For each query, the weighted sum of its items' vectors."""
-        steps = sp.csr_matrix(
-            (rows.values, rows.columns.values, rows.columns.offsets), (len(rows.columns), self.num_items)
-        )
-        total = sp.csr_matrix(steps @ self.items.matrix())
+        count = len(rows.values)
+        steps = sp.csr_matrix((rows.values, np.arange(count), rows.columns.offsets), (len(rows.columns), count))
+        total = sp.csr_matrix(steps @ self.items.rows(rows.columns.values))
         total.sort_indices()
         return SparseRows(Ragged(total.indices.astype(np.int64), total.indptr.astype(np.int64)), total.data)
 
