@@ -152,7 +152,8 @@ class Table:
     def _entries(self, rows: SparseRows) -> tuple[IntArray, Values]:
         """All table entries that the queries read: column, and coefficient times value."""
         places, lengths = self._places(rows.columns.values)
-        return self.indices[places], self.data[places] * np.repeat(rows.values.astype(np.float64), lengths)
+        coefficients: Values = np.repeat(rows.values.astype(np.float64), lengths)
+        return self.indices[places], self.data[places] * coefficients
 
     def _places(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
         """Where the entries of some rows lie, end to end, and how many each row has."""
