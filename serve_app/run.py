@@ -34,7 +34,9 @@ _FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Reads, and writes that may come twice: a request that a dying replica took with it may be sent to another one.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "all-retryable-errors",
+    # HAProxy can repeat only what it has whole, and many clients send a body after its head: so it waits for the body.
+    # Ray has no switch for that; the second line lands in HAProxy's defaults, below the first.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "all-retryable-errors\n    option http-buffer-request",
     "RAY_SERVE_HAPROXY_RETRIES": "3",
     # How long a replica that goes away still answers; HAProxy stops sending to it within a second or two.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
