@@ -59,6 +59,11 @@ class UserTowers(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
+    @property
+    def towers(self) -> list[UserTower]:
+        """The M members."""
+        return [member for member in self.members if isinstance(member, UserTower)]
+
     def forward(
         self,
         vectors: Float[Tensor, "B H MD"],

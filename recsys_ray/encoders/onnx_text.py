@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from recsys_ray.core.arrays import FloatArray, IntArray
-from recsys_ray.core.errors import ArtifactError, MissingExtraError
+from recsys_ray.core.errors import ArtifactError
+from recsys_ray.encoders.onnx_session import open_session
 
 FULL_FILE, INT8_FILE = "fp32.onnx", "int8.onnx"
 TOKENIZER_FILE, FACTS_FILE = "tokenizer.json", "encoder.json"
@@ -108,20 +109,13 @@ def load_onnx_text(directory: Path, name: str, threads: int = 1) -> OnnxText:
         MissingExtraError: When ONNX Runtime is not installed.
         ArtifactError: When a file cannot be read.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise MissingExtraError("A query encoder by ONNX Runtime", "cpu") from None
+    session = open_session(directory / name, threads)
     from tokenizers import Tokenizer
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(directory / name), options, providers=["CPUExecutionProvider"])
         tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
-    except Exception as error:  # neither library has a narrower class for a file that is not what it should be
-        raise ArtifactError(f"{directory / name} cannot be read: {error}") from None
+    except Exception as error:  # it has no narrower class for a file that is not what it should be
+        raise ArtifactError(f"{directory / TOKENIZER_FILE} cannot be read: {error}") from None
     return OnnxText(session, tokenizer, OnnxFacts.load(directory).dim)
 
 

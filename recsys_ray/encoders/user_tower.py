@@ -60,7 +60,7 @@ class UserTower(nn.Module):
         x = self.dropout(x)
         visible = visibility(mask)
         for number, block in enumerate(self.blocks, 1):
-            x = block(x, visible, 1 if newest and number == len(self.blocks) else length)
+            x = block(x, visible, newest and number == len(self.blocks))
         return F.normalize(self.norm(x).float(), dim=-1)
 
 
@@ -82,12 +82,13 @@ class Block(nn.Module):
         self.dropout = Dropout(config.rate)
 
     def forward(
-        self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"], asked: int
+        self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"], newest: bool
     ) -> Float[Tensor, "B L D"]:
-        """Attend to the visible positions, then transform each one; only the last `asked` of them, L."""
+        """Attend to the visible positions, then transform each one, or only the newest: L is H, or 1."""
         seen = self.attention_norm(x)
-        mixed = self._attend(seen, visible, asked)
-        x, seen = x[:, -asked:], seen[:, -asked:]
+        mixed = self._attend(seen, visible, newest)
+        if newest:
+            x, seen = x[:, -1:], seen[:, -1:]
         x = x + self.dropout(torch.sigmoid(self.attention_gate(seen)) * mixed)
         seen = self.forward_norm(x)
         thought = self.forward_out(F.gelu(self.forward_in(seen)))
@@ -95,16 +96,17 @@ class Block(nn.Module):
         return result
 
     def _attend(
-        self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"], asked: int
+        self, x: Float[Tensor, "B H D"], visible: Bool[Tensor, "B 1 H H"], newest: bool
     ) -> Float[Tensor, "B L D"]:
         batch, length, dim = x.shape
         split = self.query_key_value(x).view(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        query = query[:, :, -asked:]
+        if newest:
+            query, visible = query[:, :, -1:], visible[:, :, -1:]
         if self.rotary:  # positions are counted from the end, so the last ones alone turn as they do among all
             query, key = rotate(query), rotate(key)
-        heads = attention(query, key, value, visible[:, :, -asked:])
-        mixed: Tensor = self.attention_out(heads.transpose(1, 2).reshape(batch, asked, dim))
+        heads = attention(query, key, value, visible)
+        mixed: Tensor = self.attention_out(heads.transpose(1, 2).reshape(batch, 1 if newest else length, dim))
         return mixed
 
 
@@ -133,10 +135,9 @@ def attention(
 
 def visibility(mask: Bool[Tensor, "B H"]) -> Bool[Tensor, "B 1 H H"]:
     """Each position sees itself and the items before it; padding sees itself alone, so that no row is empty."""
-    length = mask.shape[1]
-    square = torch.ones(length, length, dtype=torch.bool, device=mask.device)
-    itself = torch.eye(length, dtype=torch.bool, device=mask.device)
-    return ((square.tril() & mask[:, None, :]) | itself).unsqueeze(1)
+    place = torch.arange(mask.shape[1], device=mask.device)
+    before, itself = place <= place[:, None], place == place[:, None]
+    return ((before & mask[:, None, :]) | itself).unsqueeze(1)
 
 
 def rotate(x: Float[Tensor, "B heads H d"]) -> Float[Tensor, "B heads H d"]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from recsys_ray.core.arrays import FloatArray, IntArray, Ragged
+from recsys_ray.core.arrays import BoolArray, FloatArray, IntArray, Ragged
 from recsys_ray.core.errors import SpaceError
 from recsys_ray.index.live import LiveIndex, width
 from recsys_ray.retrieval.channels.table import decayed
@@ -14,6 +14,7 @@ from recsys_ray.retrieval.query import Queries
 
 if TYPE_CHECKING:  # torch and transformers load only where a release needs them
     from recsys_ray.encoders.modality import Backbone
+    from recsys_ray.encoders.onnx_user import OnnxUserTower
     from recsys_ray.encoders.two_tower import TwoTower
 
 BackboneLoader = Callable[[str], "Backbone | None"]
@@ -91,6 +92,7 @@ class TowerQueryEncoder:
         space_id: The towers' space.
         backbones: Frozen backbones, for texts and pictures.
         texts: What encodes the texts of questions.
+        user_tower: The user tower as a graph, which answers alike within rounding; None asks the model's own.
     """
 
     model: "TwoTower"
@@ -98,6 +100,7 @@ class TowerQueryEncoder:
     space_id: str
     backbones: BackboneLoader
     texts: TextLoader = backbone_itself
+    user_tower: "OnnxUserTower | None" = None
 
     def __post_init__(self) -> None:
         dim, came = self.model.config.width, self.item_vectors.shape[1]
@@ -151,24 +154,29 @@ class TowerQueryEncoder:
         if user_tokens is not None:
             known = known | user_tokens.any(1)
         asked = np.flatnonzero(known)
-        asked = asked[
-            np.argsort(history.lengths[asked], kind="stable")
-        ]  # those of a length stand together: less padding
+        # Those of a length stand together: less padding.
+        asked = asked[np.argsort(history.lengths[asked], kind="stable")]
         for start in range(0, len(asked), _BATCH):
             rows = asked[start : start + _BATCH]
             vectors[rows] = self._block(history.take(rows), None if user_tokens is None else user_tokens[rows])
         return vectors
 
     def _block(self, history: Ragged, user_tokens: IntArray | None) -> FloatArray:
-        import torch
-
         width = int(min(history.lengths.max(initial=1), self.model.config.user.history))
         rows = history.padded(max(width, 1))
         mask = rows >= 0
+        items = self.item_vectors[np.maximum(rows, 0)]
+        if self.user_tower is not None:
+            return self.user_tower(items, mask, user_tokens)
+        return self._by_torch(items, mask, user_tokens)
+
+    def _by_torch(self, items: FloatArray, mask: BoolArray, user_tokens: IntArray | None) -> FloatArray:
+        import torch
+
         tokens = None if user_tokens is None else torch.from_numpy(np.ascontiguousarray(user_tokens))
         with torch.inference_mode():
-            items = torch.from_numpy(self.item_vectors[np.maximum(rows, 0)])
-            newest: torch.Tensor = self.model.user_tower(items, torch.from_numpy(mask), tokens, newest=True)
+            tensors = torch.from_numpy(items), torch.from_numpy(mask)
+            newest: torch.Tensor = self.model.user_tower(*tensors, tokens, newest=True)
         vectors: FloatArray = newest[:, -1].float().numpy()
         return vectors
 

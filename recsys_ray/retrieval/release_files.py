@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from recsys_ray.retrieval.query_encoder import (
 from recsys_ray.retrieval.release_parts import (
     CHANNELS,
     KIND,
+    QUERY_HISTORY,
     RELEASE_FILE,
     TOWERS,
     FrozenSpace,
@@ -34,6 +36,7 @@ from recsys_ray.retrieval.remote import fetch, is_uri
 
 if TYPE_CHECKING:
     from recsys_ray.encoders.modality import Backbone
+    from recsys_ray.encoders.onnx_user import OnnxUserTower
 
 
 def resolve_release(path: str | Path) -> Path:
@@ -138,7 +141,7 @@ def load_encoders(
     encoders: list[QueryEncoder] = []
     if settings["towers_space"] is not None:
         towers = _towers(artifact.path / TOWERS, settings["towers_space"], channels, backbones)
-        encoders.append(replace(towers, texts=texts))
+        encoders.append(replace(towers, texts=texts, user_tower=_user_tower(artifact)))
     for space in frozen:
         vectors = {c.space_id: c.index.vectors for c in channels.values() if isinstance(c, NearestChannel)}
         encoder = FrozenQueryEncoder(space.modality, vectors.get(space.id), space.id, space.dim, backbones)
@@ -173,6 +176,16 @@ def _towers(
         if isinstance(channel, NearestChannel) and channel.space_id == space_id
     )
     return TowerQueryEncoder(load_towers(directory), vectors, space_id, backbones)
+
+
+def _user_tower(artifact: Artifact) -> "OnnxUserTower | None":
+    """The exported user tower, where the release has one and ONNX Runtime is there to walk it."""
+    from recsys_ray.encoders.onnx_user import USER_TOWER_FILE, load_user_tower
+
+    path = f"{QUERY_HISTORY}/{USER_TOWER_FILE}"
+    if path not in artifact.manifest.files or find_spec("onnxruntime") is None:
+        return None
+    return load_user_tower(artifact.path / path)
 
 
 def _backbones(directory: Path) -> BackboneLoader:

@@ -11,6 +11,7 @@
     towers/           weights, settings and backbones, where there are towers
     backbones/<modality>/  backbones of frozen spaces that the towers do not bring
     query_text/       what else can encode the texts of questions, and how near it is to the backbone
+    query_history/    the user tower as a graph, where it can be exported
     settings.json     the settings of the run that made it, where they are given
     canary.json       questions and what it answered when it was published
 """
@@ -37,7 +38,8 @@ KIND = "release"
 RELEASE_FILE = "release.json"
 FUSION_FILE = "fusion.json"
 SETTINGS_FILE = "settings.json"
-CHANNELS, TOWERS, BACKBONES, QUERY_TEXT = "channels", "towers", "backbones", "query_text"
+CHANNELS, TOWERS, BACKBONES = "channels", "towers", "backbones"
+QUERY_TEXT, QUERY_HISTORY = "query_text", "query_history"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class ReleaseParts:
         backbones: Modality to a folder that a backbone's `save` wrote, where the towers do not bring it.
         settings: Of the run that made it, for people.
         query_text: The folder that `encoders.onnx_export.export_text` filled, None without.
+        query_history: The folder with what `encoders.onnx_user.export_user_tower` wrote, None without.
         exposures: Kinds of events that say only what was shown; live ones are no part of a history.
     """
 
@@ -85,6 +88,7 @@ class ReleaseParts:
     backbones: Mapping[str, Path] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     query_text: Path | None = None
+    query_history: Path | None = None
     exposures: tuple[str, ...] = ()
 
 
@@ -112,8 +116,9 @@ def write_parts(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
         link_or_copy(parts.towers, directory / TOWERS)
     for modality, folder in parts.backbones.items():
         link_or_copy(folder, directory / BACKBONES / modality)
-    if parts.query_text is not None:
-        link_or_copy(parts.query_text, directory / QUERY_TEXT)
+    for source, name in ((parts.query_text, QUERY_TEXT), (parts.query_history, QUERY_HISTORY)):
+        if source is not None:
+            link_or_copy(source, directory / name)
     if parts.settings:
         (directory / SETTINGS_FILE).write_text(json.dumps(parts.settings, indent=1, default=str) + "\n")
     settings = {

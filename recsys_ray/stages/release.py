@@ -15,17 +15,18 @@ from recsys_ray.data.dataset import load_kinds
 from recsys_ray.encoders.backbones import load_backbone
 from recsys_ray.encoders.modality import TEXT
 from recsys_ray.encoders.onnx_export import export_text
+from recsys_ray.encoders.onnx_user import USER_TOWER_FILE, export_user_tower
 from recsys_ray.encoders.two_tower import saved_backbones
 from recsys_ray.online.history import HISTORIES_FILE, write_histories
 from recsys_ray.retrieval.fusion import Fusion
 from recsys_ray.retrieval.release import ReleaseParts, write_release
-from recsys_ray.retrieval.release_parts import QUERY_TEXT, FrozenSpace, space_of
+from recsys_ray.retrieval.release_parts import QUERY_HISTORY, QUERY_TEXT, FrozenSpace, space_of
 from recsys_ray.stages.features import Features, frozen_configs
 from recsys_ray.stages.fitted import Fit, load_fitted
 from recsys_ray.stages.fusion import FUSION_FILE, exploring
 from recsys_ray.stages.work import Data, Work
 
-VERSION = 3
+VERSION = 4
 KIND = "release"
 
 
@@ -38,7 +39,8 @@ def publish(work: Work, data: Data, features: Features, served: Fit, fusion: Art
             counts = served.scope.events.item_counts()
             merged = exploring(Fusion.load(fusion.file(FUSION_FILE)), work.config.fusion, counts)
             parts = _parts(work, data, features, served, merged, Path(scratch))
-            summary = write_release(directory, replace(parts, query_text=_query_text(parts, Path(scratch))))
+            text, history = _query_text(parts, Path(scratch)), _query_history(served, Path(scratch))
+            summary = write_release(directory, replace(parts, query_text=text, query_history=history))
         return {**summary, "fitted_on": served.scope.name, "measured": report.summary["fused"]}
 
     parents = {"dataset": data.artifact, "fusion": fusion, "report": report, **served.channels}
@@ -92,6 +94,20 @@ def _query_text(parts: ReleaseParts, scratch: Path) -> Path | None:
         export_text(Path(folder), texts, target)
     except (NotApplicable, MissingExtraError) as error:
         say(f"{error}; questions are encoded by the backbone in torch")
+        return None
+    return target
+
+
+def _query_history(served: Fit, scratch: Path) -> Path | None:
+    """What reads histories faster than the user tower in torch; None, said aloud, where there is no such thing."""
+    if served.towers is None:
+        return None
+    target = scratch / QUERY_HISTORY
+    target.mkdir()
+    try:
+        export_user_tower(served.towers.load(), target / USER_TOWER_FILE)
+    except (NotApplicable, MissingExtraError) as error:
+        say(f"{error}; histories are encoded by the tower in torch")
         return None
     return target
 

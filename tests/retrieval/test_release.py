@@ -19,7 +19,8 @@ from recsys_ray.core.schema import Fields
 from recsys_ray.embedding.encode import embed_items
 from recsys_ray.encoders.config import IdConfig, TwoTowerConfig, UserTowerConfig
 from recsys_ray.encoders.item_inputs import build_item_inputs
-from recsys_ray.encoders.two_tower import build, save_towers
+from recsys_ray.encoders.onnx_user import USER_TOWER_FILE, export_user_tower
+from recsys_ray.encoders.two_tower import build, load_towers, save_towers
 from recsys_ray.index.spec import IndexConfig
 from recsys_ray.online.history import write_histories
 from recsys_ray.retrieval.channel import Channel
@@ -31,6 +32,7 @@ from recsys_ray.retrieval.channels.nearest import NearestConfig
 from recsys_ray.retrieval.channels.popularity import PopularityConfig
 from recsys_ray.retrieval.filters import Equals, Range
 from recsys_ray.retrieval.fusion import Fusion
+from recsys_ray.retrieval.query_encoder import TowerQueryEncoder
 from recsys_ray.retrieval.release import Release, ReleaseParts, load_release, resolve_release, write_release
 
 N = 30
@@ -113,6 +115,23 @@ def release(path: Path) -> Release:
 def with_towers(tmp_path_factory: pytest.TempPathFactory) -> Release:
     root = tmp_path_factory.mktemp("towers")
     return load_release(publish(root / "store", make_parts(root, towers=True)))
+
+
+def test_the_user_tower_as_a_graph_answers_as_the_tower(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime: pip install 'recsys-ray[cpu]'")
+    parts = make_parts(tmp_path, towers=True)
+    (tmp_path / "history").mkdir()
+    export_user_tower(load_towers(tmp_path / "towers"), tmp_path / "history" / USER_TOWER_FILE)
+    plain, exported = (
+        load_release(publish(tmp_path / name, replace(parts, query_history=folder)))
+        for name, folder in (("plain", None), ("exported", tmp_path / "history"))
+    )
+    towers = exported.retriever.encoders[0]
+    assert isinstance(towers, TowerQueryEncoder)
+    assert towers.user_tower is not None
+    for asked in ({"history": ["i3", "i9"]}, {"user_id": "u4"}, {"user_id": "u1", "text": "red"}):
+        queries = [one.retriever.encode(one.question(**asked).queries) for one in (plain, exported)]
+        np.testing.assert_allclose(queries[1].vectors[towers.space_id], queries[0].vectors[towers.space_id], atol=1e-5)
 
 
 def test_three_lines_answer(path: Path) -> None:
