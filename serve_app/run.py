@@ -6,6 +6,7 @@ are set.
 
 import http.client
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -15,6 +16,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +32,8 @@ Ingress = Literal["haproxy", "python"]
 APP_NAME = "recsys"
 _READY_WITHIN_S = 180.0
 _POLL_S = 0.1
+# Ray Serve's controller ends itself in the middle of a call, and Ray then prints, on stdout, that the call failed.
+_FAREWELL = "ServeController.graceful_shutdown failed"
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 _FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -58,10 +63,11 @@ class Running:
         """End the application and Ray Serve, and leave the cluster, which ends too where `run` started it."""
         from ray import serve
 
-        try:
-            serve.shutdown()  # type: ignore[no-untyped-call]
-        finally:
-            disconnect(self._connection)
+        with _without(_FAREWELL):
+            try:
+                serve.shutdown()  # type: ignore[no-untyped-call]
+            finally:
+                disconnect(self._connection)
 
 
 def run(
@@ -115,6 +121,17 @@ def run(
     if blocking:
         running.shut_down()
     return running
+
+
+@contextmanager
+def _without(unwanted: str) -> Iterator[None]:
+    """Hold back what goes to stdout meanwhile, from any thread, and let it out in the end without some lines."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        sys.stdout.writelines(line for line in said.getvalue().splitlines(keepends=True) if unwanted not in line)
 
 
 def free_port() -> int:

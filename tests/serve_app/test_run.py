@@ -29,7 +29,7 @@ def served(release_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, int
     env = {**os.environ, "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port)}
     env.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-c", _MAIN, str(release_path), str(port)]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process, f"http://127.0.0.1:{port}", metrics_port
     finally:
@@ -53,8 +53,9 @@ def test_serves_behind_haproxy_until_interrupted(served: tuple[subprocess.Popen[
     assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
     assert "haproxy_process_" in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
     process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=60)
+    printed, rest = process.communicate(timeout=60)
     assert process.returncode == 0, rest
+    assert printed == ""  # nothing of a call that failed, for one
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/livez")
 
