@@ -1,19 +1,24 @@
 """A channel in shards against the same channel whole: over changes, filters and exclusions, row for row."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_ray.core.arrays import Ragged
 from recsys_ray.index.exact import ExactIndex
+from recsys_ray.index.faiss_index import FaissIndex
 from recsys_ray.index.shard import Shard
 from recsys_ray.index.subset import Allowed, Subset
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channels.nearest import NearestChannel, NearestConfig
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.sharded import ShardChannel, merge_shards
+from recsys_ray.retrieval.release import load_release
+from recsys_ray.retrieval.sharded import ShardChannel, load_shard_release, merge_shards
+from recsys_ray.retrieval.text_backends import TextEncoderConfig
 
 DIM, BASE, ROWS = 3, 12, 24
 # Whole numbers have exact products, and many equal ones: order is tested too.
@@ -94,3 +99,16 @@ def test_questions_without_vectors_get_nothing() -> None:
     whole, parts = whole_and_shards(0, 2)
     found = assert_same(whole, parts, Queries.of_histories(Ragged.of([[1], []])), 5)
     assert (found.rows == -1).all()
+
+
+def test_shards_of_an_approximate_index_search_exactly_and_nobody_loads_it(published: Path) -> None:
+    pytest.importorskip("faiss")
+    exact = load_release(published, unindexed=["nearest"])
+    assert isinstance(load_release(published).retriever.channels["nearest"].index, FaissIndex)
+    assert isinstance(exact.retriever.channels["nearest"].index, ExactIndex)
+    parts = [load_shard_release(published, "nearest", Shard(number, 3), TextEncoderConfig()) for number in range(3)]
+    queries = exact.retriever.encode(exact.question(["i3", "i40"]).queries)
+    assert_same(
+        exact.retriever.channels["nearest"], [part.retriever.channels["nearest"] for part in parts], queries, 400
+    )
+    assert not any(part.retriever.channels["nearest"].base.index.vectors.flags.owndata for part in parts)
