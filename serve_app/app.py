@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from recsys_ray.core.artifacts import Artifact
 from recsys_ray.core.config import override
 from recsys_ray.core.errors import ConfigError
+from recsys_ray.index.shard import Shard
 from recsys_ray.retrieval.release import open_release
-from recsys_ray.retrieval.release_files import channel_names
+from recsys_ray.retrieval.release_files import channel_names, is_nearest
 from recsys_ray.retrieval.text_backends import measure
 from serve_app.config import Scale, ServeConfig
 from serve_app.deployments import ChannelWorker, Encoder, Gateway
@@ -55,12 +57,16 @@ def build_app(config: ServeConfig) -> "Application":
     if config.text_encoder.backend == "auto" and not config.text_encoder.measured_ms:
         # Once for all replicas: each on its own might choose another one, and answer differently.
         config = override(config, {"text_encoder.measured_ms": measure(release.path)})
+    _require_shardable(config, release)
     gateway = deploy(serve.ingress()(Gateway), "gateway", config.gateway, _gateway_room(config))
     if config.topology == "collapsed":
         return gateway.bind(config)
     encoder = deploy(Encoder, "encoder", config.encoder).bind(config)
     channels = {
-        name: deploy(ChannelWorker, f"channel_{name}", config.channels.get(name, config.channel)).bind(config, name)
+        name: [
+            deploy(ChannelWorker, deployment, config.channels.get(name, config.channel)).bind(config, name, shard)
+            for deployment, shard in _shards(config, name)
+        ]
         for name in _channels(config, channel_names(release))
     }
     return gateway.bind(config, encoder, channels)
@@ -89,3 +95,31 @@ def _channels(config: ServeConfig, names: list[str]) -> list[str]:
         if name not in names:
             raise ConfigError(f"channels.{name}", name, ", ".join(names), "The release has no such channel.")
     return names
+
+
+def _shards(config: ServeConfig, name: str) -> list[tuple[str, Shard | None]]:
+    """The deployments of a channel and what each holds of it.
+
+    By name, not by the rank of a replica: Ray Serve's handles ask any replica of a deployment, and one that takes the
+    place of another, or is added for speed, holds what its deployment says.
+    """
+    count = config.shards.get(name, 1)
+    if count == 1:
+        return [(f"channel_{name}", None)]
+    return [(f"channel_{name}_shard_{number}", Shard(number, count)) for number in range(count)]
+
+
+def _require_shardable(config: ServeConfig, release: Artifact) -> None:
+    """Check that shards have an effect.
+
+    Raises:
+        ConfigError: When they are set without deployments of their own, or for what has no index.
+    """
+    if config.sharded and config.topology != "composed":
+        hint = "One process holds all channels in the collapsed topology."
+        raise ConfigError("shards", config.shards, "with topology=composed", hint)
+    able = [name for name in channel_names(release) if is_nearest(release, name)]
+    for name, count in config.shards.items():
+        if name not in able:
+            hint = "Only channels of kind nearest have an index to split; scale others by channels.NAME.replicas."
+            raise ConfigError(f"shards.{name}", count, ", ".join(able) or "none in this release", hint)

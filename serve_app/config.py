@@ -1,6 +1,6 @@
 """The settings of the serving application: which release, in which topology, within which limits."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -144,6 +144,8 @@ class ServeConfig(Config):
         encoder: Scale of the query encoder (composed).
         channel: Scale of each channel (composed).
         channels: Scale of single channels by name, in place of `channel` (composed).
+        shards: Nearest channel to how many shards its items are split over (composed). Each is a deployment of that
+            channel's scale and holds its own vectors alone, which it searches exactly; see docs/serving.md.
     """
 
     release: str
@@ -160,3 +162,9 @@ class ServeConfig(Config):
     encoder: Scale = Scale()
     channel: Scale = Scale(num_cpus=0.25)
     channels: dict[str, Scale] = Field(default_factory=dict)
+    shards: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+
+    @property
+    def sharded(self) -> frozenset[str]:
+        """The channels that are in more than one shard."""
+        return frozenset(name for name, count in self.shards.items() if count > 1)

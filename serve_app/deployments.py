@@ -2,13 +2,14 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 
 from recsys_ray.core.arrays import FloatArray
+from recsys_ray.index.shard import Shard
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.query import Queries
 from recsys_ray.retrieval.releases import Releases
@@ -53,15 +54,16 @@ class Encoder:
 
 
 class ChannelWorker:
-    """One channel, of whichever release the caller answers with.
+    """One channel, or one shard of it, of whichever release the caller answers with.
 
     Args:
         config: The application's settings.
         name: The channel's name.
+        shard: The part of the channel that is held here; None: all of it.
     """
 
-    def __init__(self, config: ServeConfig, name: str) -> None:
-        self._held = Shelf(partial(load_retrieving, config, name), first_release(config))
+    def __init__(self, config: ServeConfig, name: str, shard: Shard | None = None) -> None:
+        self._held = Shelf(partial(load_retrieving, config, name, shard), first_release(config))
 
     async def retrieve(self, release: str, queries: Queries, k: int, timeout_s: float) -> Candidates:
         """The channel's k best candidates of each query; TimeoutError where the work could not begin in time."""
@@ -79,11 +81,11 @@ class Gateway:
     Args:
         config: The application's settings.
         encoder: Handle of the `Encoder` deployment, None when collapsed.
-        channels: Channel name to the handle of its `ChannelWorker` deployment, None when collapsed.
+        channels: Channel name to the handles of its `ChannelWorker` deployments, one a shard; None when collapsed.
     """
 
     def __init__(
-        self, config: ServeConfig, encoder: Any | None = None, channels: Mapping[str, Any] | None = None
+        self, config: ServeConfig, encoder: Any | None = None, channels: Mapping[str, Sequence[Any]] | None = None
     ) -> None:
         sys.setswitchinterval(_SWITCH_S)
         workers = None

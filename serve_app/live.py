@@ -16,7 +16,7 @@ from recsys_ray.online.stores import SQLITE, open_histories, open_item_log
 from recsys_ray.retrieval.live import compacted, num_uncompacted, with_changes
 from recsys_ray.retrieval.live_channels import restricted
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.release import Release, load_release
+from recsys_ray.retrieval.release import Release
 from recsys_ray.retrieval.release_parts import KIND
 from serve_app.config import Live, ServeConfig
 
@@ -182,12 +182,10 @@ def _follow(held: "weakref.ref[LiveRelease]", poll_s: float) -> None:
         pause.wait(poll_s)
 
 
-def open_live(config: ServeConfig, path: Path) -> LiveRelease:
-    """Load the release of a directory and bring it level with the item log; for a replica that holds a part of it.
+def open_live(config: ServeConfig, release: Release) -> LiveRelease:
+    """Bring a release level with the item log; for a replica that holds a part of it.
 
     Raises:
-        ArtifactError: When the release cannot be loaded.
         StoreError: As `open_stores`.
     """
-    release = load_release(path, config.text_encoder)
     return LiveRelease(release, open_stores(config.live, release.artifact.path).items, config.live)

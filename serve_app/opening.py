@@ -92,7 +92,7 @@ class Opener:
             ArtifactError: When it cannot be loaded, or has a channel without a deployment.
         """
         self._require_workers(path)
-        release = load_release(path, self._config.text_encoder)
+        release = load_release(path, self._config.text_encoder, self._config.sharded)
         if self._items is not None:
             load_backbones(release.retriever.encoders)  # here, not with the first item that is put
         live = LiveRelease(release, self._items, self._config.live)

@@ -1,7 +1,7 @@
 """The stages of a release: what the engine calls, from a release in this process or across to deployments."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,15 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from recsys_ray.core.arrays import FloatArray
 from recsys_ray.core.errors import RecsysError
+from recsys_ray.index.shard import Shard
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.query import Queries
-from recsys_ray.retrieval.release import load_release_channel, open_release
+from recsys_ray.retrieval.release import (
+    load_release,
+    load_release_channel,
+    open_release,
+)
+from recsys_ray.retrieval.sharded import load_shard, load_shard_release, merge_shards
 from serve_app.calls import across, in_process
 from serve_app.config import ServeConfig
 from serve_app.engine import Encode, Retrieve
@@ -62,15 +68,41 @@ def retrieving(live: LiveRelease, name: str) -> Retrieve:
 
 def load_encoding(config: ServeConfig, release: Path) -> Encode:
     """As `encoding`, for a replica that holds nothing else."""
-    return encoding(open_live(config, release))
+    return encoding(open_live(config, load_release(release, config.text_encoder, config.sharded)))
 
 
-def load_retrieving(config: ServeConfig, name: str, release: Path) -> Retrieve:
-    """As `retrieving`, for a replica that holds nothing else."""
-    if config.live.store is None:
-        # Nothing ever changes, so a replica needs no more than its own channel.
-        return _timed(load_release_channel(open_release(release), name).retrieve)
-    return retrieving(open_live(config, release), name)
+def load_retrieving(config: ServeConfig, name: str, shard: Shard | None, release: Path) -> Retrieve:
+    """As `retrieving`, for a replica that holds nothing else, or only one shard of that."""
+    if config.live.store is not None:
+        if shard is None:
+            held = load_release(release, config.text_encoder, config.sharded)
+        else:
+            held = load_shard_release(release, name, shard, config.text_encoder)
+        return retrieving(open_live(config, held), name)
+    # Nothing ever changes, so a replica needs no more than its own channel.
+    opened = open_release(release)
+    if shard is None:
+        return _timed(load_release_channel(opened, name).retrieve)
+    return _timed(load_shard(opened, name, shard).retrieve)
+
+
+def together(shards: Sequence[Retrieve]) -> Retrieve:
+    """A channel from its shards, which are asked at the same time.
+
+    One that is late or fails makes the whole channel late or failed: a list without its items would look complete.
+    """
+    if len(shards) == 1:
+        return shards[0]
+
+    async def candidates(queries: Queries, k: int, timeout_s: float) -> Candidates:
+        asked = [asyncio.ensure_future(shard(queries, k, timeout_s)) for shard in shards]
+        try:
+            return merge_shards(await asyncio.gather(*asked), k)
+        finally:
+            for one in asked:  # nobody waits for the others any more where one has failed
+                one.cancel()
+
+    return candidates
 
 
 def _timed(retrieve: Callable[[Queries, int], Candidates]) -> Retrieve:
@@ -89,11 +121,11 @@ class Workers:
 
     Args:
         encoder: Handle of the `Encoder` deployment.
-        channels: Channel name to the handle of its `ChannelWorker` deployment.
+        channels: Channel name to the handles of its `ChannelWorker` deployments, one a shard.
         loop: The event loop that answers; handles are used on no other.
     """
 
-    def __init__(self, encoder: Any, channels: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, encoder: Any, channels: Mapping[str, Sequence[Any]], loop: asyncio.AbstractEventLoop) -> None:
         self._encoder = encoder
         self._channels = dict(channels)
         self._loop = loop
@@ -107,7 +139,8 @@ class Workers:
         """The stages of a release, across."""
         path = str(live.current.artifact.path)
         channels = {
-            name: partial(across(self._channels[name].retrieve), path) for name in live.current.retriever.channels
+            name: together([partial(across(shard.retrieve), path) for shard in self._channels[name]])
+            for name in live.current.retriever.channels
         }
         return Stages(partial(across(self._encoder.encode), path), channels)
 
@@ -124,7 +157,7 @@ class Workers:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _prepare(self, release: str, channels: list[str]) -> None:
-        handles = [self._encoder, *(self._channels[name] for name in channels)]
+        handles = [self._encoder, *(shard for name in channels for shard in self._channels[name])]
         answers = [
             handle.broadcast("prepare", release).results_async(timeout_s=_PREPARED_WITHIN_S, return_exceptions=True)
             for handle in handles

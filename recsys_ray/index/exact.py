@@ -21,6 +21,7 @@ EXACT = "exact"
 _BLOCK_BYTES = 64 << 20
 _CALIBRATION_ROWS, _CALIBRATION_QUERIES, _CALIBRATION_SHARE = 100_000, 16, 0.25
 _FEWEST_ROWS = 1000  # below, every way takes less time than a call
+_ROUNDING = 2e-6  # of the query's length: more than a matrix product is off for vectors of unit length
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class ExactIndex:
         for start, stop in blocks(len(queries), subset.size):
             found = queries[start:stop] @ vectors.T
             _strike(found, exclude, start, stop, subset)
-            places[start:stop] = top_k_columns(found, k)[0]
+            places[start:stop] = _best_columns(found, queries[start:stop], vectors, k)
         return rescored(queries, self.vectors, _rows_at(places, subset))
 
     def _scan(self, queries: FloatArray, k: int, exclude: Ragged | None, subset: Subset | None) -> Found:
@@ -139,7 +140,7 @@ class ExactIndex:
             if subset is not None:
                 found[:, ~subset.mask] = -np.inf
             _strike(found, exclude, start, stop, None)
-            rows[start:stop] = top_k_columns(found, k)[0]
+            rows[start:stop] = _best_columns(found, queries[start:stop], self.vectors, k)
         return rescored(queries, self.vectors, rows)
 
 
@@ -228,6 +229,23 @@ def _strike(scores: FloatArray, exclude: Ragged | None, start: int, stop: int, s
         return
     inside = subset.mask[values]
     scores[queries[inside], np.searchsorted(subset.rows, values[inside])] = -np.inf
+
+
+def _best_columns(scores: FloatArray, queries: FloatArray, vectors: FloatArray, k: int) -> IntArray:
+    """(B, k) columns with the best exact scores, padded with -1, from (B, n) scores by a matrix product.
+
+    That rounds by where a row lies, so equal rows may score differently: those near the k-th are compared exactly.
+    """
+    columns, best = top_k_columns(scores, k)
+    if k == 0:
+        return columns
+    least = best[:, -1] - _ROUNDING * np.linalg.norm(queries, axis=1)
+    close = np.isfinite(least) & (np.count_nonzero(scores >= least[:, None], axis=1) > k)
+    for query in np.flatnonzero(close).tolist():
+        near = np.flatnonzero(scores[query] >= least[query])
+        exact = products(queries[query : query + 1], vectors, near[None])[0]
+        columns[query] = near[np.lexsort((near, -exact))[:k]]
+    return columns
 
 
 def _rows_at(places: IntArray, subset: Subset) -> IntArray:

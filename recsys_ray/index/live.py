@@ -3,6 +3,7 @@
 A value: each batch of changes gives a new index and leaves the old one to the searches that are under way in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -172,7 +173,7 @@ class LiveIndex:
         if not len(self.rows):
             return old
         places, scores = self.delta.search(queries, k, self._exclude(exclude), self._allowed(allowed))
-        return merged(old, (np.where(places >= 0, self.rows[places], -1), scores), k)
+        return merged([old, (np.where(places >= 0, self.rows[places], -1), scores)], k)
 
     def save(self, directory: Path) -> None:
         """Write it as an index that was built anew; rows that do not hold are vectors of zeros there."""
@@ -198,10 +199,10 @@ def width(index: Index) -> int:
     return int((index.base if isinstance(index, LiveIndex) else index).vectors.shape[1])
 
 
-def merged(first: Found, second: Found, k: int) -> Found:
-    """The k best of two lists that share no row; equal scores by rising row."""
-    rows = np.concatenate([first[0], second[0]], axis=1)
-    scores = np.concatenate([first[1], second[1]], axis=1)
+def merged(lists: Sequence[Found], k: int) -> Found:
+    """The k best of lists that share no row, each k long; equal scores by rising row."""
+    rows = np.concatenate([one[0] for one in lists], axis=1)
+    scores = np.concatenate([one[1] for one in lists], axis=1)
     # Padding last, also where a true score is minus infinity: it has no row.
     order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.errors import ConfigError, StoreError
-from recsys_ray.index.live import LiveIndex, Present, width
+from recsys_ray.index.live import LiveIndex, Present
 from recsys_ray.online.item_log import ItemChange
 from recsys_ray.retrieval.channel import Source
 from recsys_ray.retrieval.channels.content import ContentChannel
@@ -20,6 +20,7 @@ from recsys_ray.retrieval.live_channels import LiveChannel, LiveContent
 from recsys_ray.retrieval.live_items import ItemBody, item_table
 from recsys_ray.retrieval.query_encoder import FrozenQueryEncoder, LiveVectors, QueryEncoder, TowerQueryEncoder
 from recsys_ray.retrieval.release import Release
+from recsys_ray.retrieval.sharded import ShardChannel
 
 _log = logging.getLogger(__name__)
 
@@ -78,16 +79,14 @@ def with_changes(release: Release, changes: Sequence[ItemChange]) -> Release:
 
 def num_uncompacted(release: Release) -> int:
     """How many vectors are searched one by one, beside an index; the most of any channel."""
-    indexes = [channel.index for channel in release.retriever.channels.values() if isinstance(channel, NearestChannel)]
-    return max((len(index.rows) for index in indexes if isinstance(index, LiveIndex)), default=0)
+    channels = release.retriever.channels.values()
+    return max((one.num_changed for one in channels if isinstance(one, NearestChannel | ShardChannel)), default=0)
 
 
 def compacted(release: Release) -> Release:
     """The same with every index built anew of what holds now; takes as long as building them."""
     channels = {
-        name: replace(channel, index=channel.index.compacted())
-        if isinstance(channel, NearestChannel) and isinstance(channel.index, LiveIndex)
-        else channel
+        name: channel.compacted() if isinstance(channel, NearestChannel | ShardChannel) else channel
         for name, channel in release.retriever.channels.items()
     }
     encoders = tuple(_reading(encoder, channels) for encoder in release.retriever.encoders)
@@ -118,9 +117,8 @@ def _read(release: Release, changes: Sequence[ItemChange]) -> _Put:
 
 
 def _changed(channel: Source, release: Release, put: _Put, gone: IntArray) -> Source:
-    if isinstance(channel, NearestChannel):
-        index = channel.index if isinstance(channel.index, LiveIndex) else LiveIndex.over(channel.index)
-        return replace(channel, index=index.put(put.rows, put.in_space(channel.space_id, width(index)), gone))
+    if isinstance(channel, NearestChannel | ShardChannel):
+        return channel.put(put.rows, put.in_space(channel.space_id, channel.dim), gone)
     if isinstance(channel, ContentChannel | LiveContent):
         live = channel if isinstance(channel, LiveContent) else LiveContent.over(channel)
         return _changed_content(live, release, put, gone)

@@ -148,7 +148,7 @@ class LiveContent:
             terms, self._of_delta(queries), k, self.delta.prior if prior else None
         )
         rows = np.where(of_delta.rows >= 0, self.rows[of_delta.rows], -1) if len(self.rows) else of_delta.rows
-        return Candidates(*merged((of_base.rows, of_base.scores), (rows, of_delta.scores), k))
+        return Candidates(*merged([(of_base.rows, of_base.scores), (rows, of_delta.scores)], k))
 
     def _steps(self, queries: Queries) -> tuple[SparseRows, SparseRows]:
         """The histories' steps among the rows of the base, and among those that were put."""

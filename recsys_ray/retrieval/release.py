@@ -1,6 +1,6 @@
 """A loaded release answers without Ray: ``load_release(path).recommend(history=["1", "2"], k=20)``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from recsys_ray.retrieval.release_files import (
     channel_names,
     load_encoders,
     load_release_channel,
+    load_unindexed,
     open_release,
     read_settings,
     resolve_release,
@@ -328,12 +329,16 @@ def _require_ids(history: Sequence[str] | None, user_id: str | None) -> None:
             raise ConfigError(setting, wrong, "ids as text", f"Write {str(wrong)!r}.")
 
 
-def load_release(path: str | Path, text_encoder: TextEncoderConfig | None = None) -> Release:
+def load_release(
+    path: str | Path, text_encoder: TextEncoderConfig | None = None, unindexed: Collection[str] = ()
+) -> Release:
     """Verify and load a release.
 
     Args:
         path: A release's directory, or the storage of a run: then its active release, or its newest.
         text_encoder: What encodes the texts of questions; by default the fastest that the release offers.
+        unindexed: Nearest channels whose index is not loaded, since it is asked elsewhere, in shards: their vectors are
+            mapped, and searched exactly where they are searched here all the same.
 
     Raises:
         ConfigError: When the release does not offer that.
@@ -341,7 +346,7 @@ def load_release(path: str | Path, text_encoder: TextEncoderConfig | None = None
         SpaceError: When towers and an index belong to different spaces.
         MissingExtraError: When its index needs FAISS and it is not installed.
     """
-    return _load(open_release(path), text_encoder)
+    return _load(open_release(path), text_encoder, unindexed)
 
 
 def write_release(directory: Path, parts: ReleaseParts) -> dict[str, Any]:
@@ -375,6 +380,11 @@ def assemble(
     )
 
 
-def _load(artifact: Artifact, text_encoder: TextEncoderConfig | None = None) -> Release:
-    channels = {name: load_release_channel(artifact, name) for name in channel_names(artifact)}
+def _load(
+    artifact: Artifact, text_encoder: TextEncoderConfig | None = None, unindexed: Collection[str] = ()
+) -> Release:
+    channels = {
+        name: load_unindexed(artifact, name) if name in unindexed else load_release_channel(artifact, name)
+        for name in channel_names(artifact)
+    }
     return assemble(artifact, channels, text_encoder)

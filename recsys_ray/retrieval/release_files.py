@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from recsys_ray.core.artifacts import MANIFEST, Artifact, open_artifact, verify
 from recsys_ray.core.errors import ArtifactError, SpaceError
+from recsys_ray.index.shard import Shard
 from recsys_ray.retrieval.channel import Channel
-from recsys_ray.retrieval.channels import load_channel
-from recsys_ray.retrieval.channels.nearest import NearestChannel
+from recsys_ray.retrieval.channels import load_channel, nearest
+from recsys_ray.retrieval.channels.files import read_header
+from recsys_ray.retrieval.channels.nearest import NearestChannel, NearestConfig
 from recsys_ray.retrieval.query_encoder import (
     BackboneLoader,
     FrozenQueryEncoder,
@@ -118,6 +120,34 @@ def load_release_channel(artifact: Artifact, name: str) -> Channel:
             f"release {artifact.id} has the channels {', '.join(channel_names(artifact))}, not {name!r}"
         )
     return load_channel(artifact.path / CHANNELS / name)
+
+
+def is_nearest(artifact: Artifact, name: str) -> bool:
+    """Whether a channel of an opened release searches vectors, through an index that can be split into shards."""
+    return read_header(artifact.path / CHANNELS / name).kind == NearestConfig().kind
+
+
+def nearest_folder(artifact: Artifact, name: str) -> Path:
+    """The directory of a nearest channel of an opened release.
+
+    Raises:
+        ArtifactError: When the channel is of another kind, which has no index to split.
+    """
+    directory = artifact.path / CHANNELS / name
+    if not is_nearest(artifact, name):
+        raise ArtifactError(
+            f"channel {name!r} of release {artifact.id} is not of kind nearest: it has no index to split"
+        )
+    return directory
+
+
+def load_unindexed(artifact: Artifact, name: str) -> NearestChannel:
+    """A nearest channel of an opened release without its index: vectors are mapped, and searched exactly if at all.
+
+    Raises:
+        ArtifactError: When the channel has no index, or its vectors cannot be read.
+    """
+    return nearest.load_rows(nearest_folder(artifact, name), Shard(0, 1))
 
 
 def load_encoders(

@@ -7,8 +7,10 @@ from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.errors import ArtifactError
 from recsys_ray.index import exact
 from recsys_ray.index.exact import ExactIndex
+from recsys_ray.index.products import products
 from recsys_ray.index.spec import load_index
 from recsys_ray.index.subset import Allowed, Subset
+from recsys_ray.index.topk import top_k_columns
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -27,6 +29,23 @@ def test_excluded_and_forbidden_rows_never_come_back() -> None:
         expected = sorted(legal, key=lambda row: -full[query, row])[:12]
         assert rows[query].tolist() == expected + [-1] * (12 - len(expected))
         np.testing.assert_allclose(scores[query, : len(expected)], full[query, expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [None, 0.6])
+def test_of_equal_rows_at_the_cut_the_first_comes_back(share: float | None) -> None:
+    """A matrix product rounds by where a row lies: without an exact look at the cut, some of these come out wrong."""
+    rng = np.random.default_rng(0)
+    for size in range(20, 220):
+        vectors = unit(size // 8, 64, size)[rng.integers(0, size // 8, size)]
+        queries, k = unit(3, 64, size + 1), int(rng.integers(1, size))
+        subset = Subset(np.ones(size, np.bool_) if share is None else rng.random(size) < share)
+        scores = products(queries, vectors, np.broadcast_to(np.arange(size), (3, size)))
+        scores[:, ~subset.mask] = -np.inf
+        index = ExactIndex(vectors)
+        for search in (index._scan, index._gather):
+            found = search(queries, k, None, subset)
+            for mine, expected in zip(found, top_k_columns(scores, k), strict=True):
+                np.testing.assert_array_equal(mine, expected)
 
 
 def test_nothing_allowed_gives_padding() -> None:

@@ -47,7 +47,7 @@ def test_dead_deployments_leave_an_answer_and_are_left_alone(
     )
 
     async def start() -> Gateway:
-        return Gateway(config, encoder, workers)
+        return Gateway(config, encoder, {name: [worker] for name, worker in workers.items()})
 
     client = Client(runner.run(start()).__serve_build_asgi_app__(), runner)
     price = {"op": "range", "field": "price", "min": 5, "max": 40}

@@ -97,6 +97,7 @@ def app(
     values = {
         "release": str(two_releases),
         "topology": request.param,
+        "shards": {"nearest": 2} if request.param == "composed" else {},
         "live": {"store": f"sqlite:{tmp_path / 'live.sqlite'}"},
         "gateway": {**FREE, "replicas": replicas},
         "encoder": FREE,

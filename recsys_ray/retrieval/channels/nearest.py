@@ -1,6 +1,6 @@
 """Nearest: the items whose vectors lie nearest to the query's vector in one space, through an index."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +8,9 @@ import numpy as np
 
 from recsys_ray.core.arrays import FloatArray, IntArray
 from recsys_ray.core.errors import SpaceError
-from recsys_ray.index.live import width
+from recsys_ray.index.exact import load_vectors
+from recsys_ray.index.live import LiveIndex, width
+from recsys_ray.index.shard import Shard, load_shard
 from recsys_ray.index.spec import Index, choose, load_index
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
@@ -80,6 +82,25 @@ class NearestChannel:
         found.rows[asked], found.scores[asked] = rows, scores
         return found
 
+    @property
+    def dim(self) -> int:
+        """Length D of its vectors."""
+        return width(self.index)
+
+    @property
+    def num_changed(self) -> int:
+        """How many vectors are searched one by one, beside the index."""
+        return len(self.index.rows) if isinstance(self.index, LiveIndex) else 0
+
+    def put(self, rows: IntArray, vectors: FloatArray, removed: IntArray) -> "NearestChannel":
+        """The channel after a batch of changes; see `LiveIndex.put`."""
+        index = self.index if isinstance(self.index, LiveIndex) else LiveIndex.over(self.index)
+        return replace(self, index=index.put(rows, vectors, removed))
+
+    def compacted(self) -> "NearestChannel":
+        """The same with all changes in its index; takes as long as building one."""
+        return replace(self, index=self.index.compacted()) if isinstance(self.index, LiveIndex) else self
+
     def save(self, directory: Path) -> None:
         """See `Channel.save`."""
         write_header(directory, self.name, self.config, {"space_id": self.space_id, **self.facts})
@@ -98,7 +119,7 @@ class NearestChannel:
         if vectors is None:
             came = ", ".join(sorted(queries.vectors))
             raise SpaceError(f"channel {self.name!r} searches space {self.space_id}; the queries are in {came}")
-        came_dim, dim = vectors.shape[1], width(self.index)
+        came_dim, dim = vectors.shape[1], self.dim
         if came_dim != dim:
             raise SpaceError(f"channel {self.name!r}: space {self.space_id} has {dim} dimensions, not {came_dim}")
         return vectors
@@ -118,8 +139,22 @@ def fit(name: str, config: NearestConfig, data: FitData) -> NearestChannel:
 
 def load(directory: Path) -> NearestChannel:
     """Read what `save` wrote."""
+    return _read(directory, load_index(directory / _INDEX))
+
+
+def load_rows(directory: Path, shard: Shard) -> NearestChannel:
+    """The rows of one shard of what `save` wrote, by their places in it, searched exactly."""
+    return _read(directory, load_shard(directory / _INDEX, shard))
+
+
+def num_rows(directory: Path) -> int:
+    """How many items are in what `save` wrote; the vectors are not read."""
+    return len(load_vectors(directory / _INDEX))
+
+
+def _read(directory: Path, index: Index) -> NearestChannel:
     header = read_header(directory)
     facts = dict(header.facts)
     space_id = str(facts.pop("space_id"))
     config = NearestConfig.parse(header.config)
-    return NearestChannel(header.name, config, space_id, load_index(directory / _INDEX), facts)
+    return NearestChannel(header.name, config, space_id, index, facts)
