@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from recsys_ray.core.arrays import BoolArray, FloatArray, Ragged
 from recsys_ray.core.config import override
-from recsys_ray.core.errors import ArtifactError
+from recsys_ray.core.errors import ArtifactError, NotApplicable
 from recsys_ray.index.exact import load_vectors, save_vectors
 from recsys_ray.retrieval.candidates import Candidates
 from recsys_ray.retrieval.channel import Reads
@@ -193,12 +193,15 @@ def fit(name: str, config: ContentConfig, data: FitData) -> ContentChannel:
 
     Raises:
         ConfigError: When the run has no such space.
+        NotApplicable: When the items have neither words nor categorical values, and there are no frozen vectors.
     """
     tfidf = vectorise(data.items, data.fields, config.attribute_words, config.max_share)
     counts = data.events.item_counts().astype(np.float32)
     if config.space == _AUTO:
         config = override(config, {"space": _TEXT if _TEXT in data.spaces or config.mix else None})
     if config.space is None:
+        if not tfidf.terms:
+            raise NotApplicable(f"channel {name!r} needs items with texts or categorical values")
         return ContentChannel(name, config, tfidf, counts, None)
     space = data.space(f"channels.{name}.space", config.space)
     return ContentChannel(name, config, tfidf, counts, Neural(space.id, space.vectors))

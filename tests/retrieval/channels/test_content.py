@@ -6,7 +6,7 @@ import pytest
 
 from recsys_ray.core.arrays import Ragged
 from recsys_ray.core.config import override
-from recsys_ray.core.errors import ConfigError
+from recsys_ray.core.errors import ConfigError, NotApplicable
 from recsys_ray.core.events import Events
 from recsys_ray.core.schema import Fields
 from recsys_ray.retrieval.channel_tuning import ChannelTuningConfig, tune_channel
@@ -83,6 +83,13 @@ def test_a_vector_of_the_text_counts_beside_the_history() -> None:
 def test_a_space_that_the_run_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match=r"channels\.c\.space: got 'image'; allowed: text"):
         content.fit("c", ContentConfig(space="image"), make_data(True, True))
+
+
+def test_items_that_say_nothing_have_no_content() -> None:
+    data = make_data(words_help=True, vectors_help=False)
+    silent = replace(data, items=data.items.set_column(1, "_text", pa.array([None] * N, pa.string())), spaces={})
+    with pytest.raises(NotApplicable, match="needs items with texts or categorical values"):
+        content.fit("content", ContentConfig(), silent)
 
 
 def test_a_mix_without_a_space_is_refused() -> None:
