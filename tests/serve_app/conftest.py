@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from serve_app.deployments import Gateway
 from tests.serve_app.swapping import BROKEN, ONE, OTHER, broken_copy
 
 NEWCOMER = "newcomer"  # a user the release knows, without a history
+_FOLLOWING = {"release", "item-log", "compaction", "live-recall"}
+_ENDS_WITHIN_S = 10.0
 LIMITS = Limits(max_body_bytes=4096, max_k=100, max_history=50, max_text_chars=200)
 
 
@@ -49,12 +52,19 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True, scope="module")
 def let_go() -> Iterator[None]:
-    """End the threads of a module's applications, which FastAPI holds: it remembers the functions of all it saw."""
+    """End the threads of a module's applications, which FastAPI holds: it remembers the functions of all it saw.
+
+    One that is in the middle of loading a release is waited for, that it does not do so during tests of other modules.
+    """
+    before = set(threading.enumerate())
     yield
     for remembered in vars(fastapi.dependencies.models).values():
         if hasattr(remembered, "cache_clear"):
             remembered.cache_clear()
     gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        if thread.name in _FOLLOWING:
+            thread.join(_ENDS_WITHIN_S)
 
 
 @pytest.fixture(scope="session")
